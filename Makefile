@@ -1,0 +1,37 @@
+# Two commands matter: `make quickstart` and `make test`. Each sets up its own environment.
+PYTHON ?= python3.11
+VENV   := .venv
+READY  := $(VENV)/.ready
+TORCH  := $(shell grep '^torch==' requirements-cpu.lock)
+
+.PHONY: help env quickstart test lint clean
+help:
+	@echo "make quickstart   set up, then train the built-in model on the built-in task (TP=2, CPU)"
+	@echo "make test         set up, then run the test suite"
+	@echo "make env          set up only: $(VENV) with the locked CPU environment"
+	@echo "make lint         ruff and mypy"
+
+env: $(READY)
+
+# torch's CPU build comes from wherever pip is configured to find it, else from PyTorch's own index.
+$(READY): requirements-cpu.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "megarl needs Python 3.11: set PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "Setting up $(VENV) (about 3 minutes, 3 GB; once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/pip install -q --no-deps $(TORCH) 2>/dev/null \
+		|| $(VENV)/bin/pip install -q --no-deps $(TORCH) --index-url https://download.pytorch.org/whl/cpu
+	@$(VENV)/bin/pip install -q --no-deps -r requirements-cpu.lock
+	@$(VENV)/bin/pip install -q --no-deps --no-build-isolation -e .
+	@touch $(READY)
+
+quickstart: env
+	@$(VENV)/bin/megarl train configs/quickstart.yaml $(ARGS)
+
+test: env
+	@$(VENV)/bin/python -m pytest $(ARGS)
+
+lint: env
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -1,0 +1,1 @@
+"""megarl: Megatron-based reinforcement learning for LLM reasoning with verifiable rewards."""

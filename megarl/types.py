@@ -1,0 +1,119 @@
+"""The records that travel through the loop: Prompt -> Sample -> SampleGroup -> Batch.
+
+Per-token arrays of a Batch align with the *predicted* token: entry j of a sequence describes the prediction of its
+token j from the tokens before it. Entry 0 of a sequence therefore describes nothing; its mask is 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class UserError(ValueError):
+    """A mistake of the user's: the message names the key, file or row and what would be legal. Shown without traceback."""
+
+
+class RewardStatus(StrEnum):
+    """What the verifier concluded. TIMEOUT and ERROR say nothing about the answer: such samples leave the loss."""
+
+    CORRECT = "correct"
+    WRONG = "wrong"
+    NO_ANSWER = "no_answer"
+    TRUNCATED = "truncated"
+    TIMEOUT = "timeout"
+    ERROR = "error"
+
+    @property
+    def is_verdict(self) -> bool:
+        return self not in (RewardStatus.TIMEOUT, RewardStatus.ERROR)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One problem, tokenised once. `id` is stable across runs; `source` names the data set or task it came from."""
+
+    id: str
+    text: str
+    token_ids: np.ndarray  # i32[P]
+    answer: str
+    source: str
+
+
+@dataclass
+class Sample:
+    """One response of the policy to a prompt, stamped with the version of the weights that generated it."""
+
+    index: int
+    response_ids: np.ndarray  # i32[R], including the end-of-sequence token where there is one
+    rollout_logprobs: np.ndarray  # f32[R], of the temperature-scaled distribution that was sampled from
+    text: str
+    finish_reason: str  # "stop" | "length"
+    weight_version: int
+    status: RewardStatus = RewardStatus.ERROR
+    extracted: str | None = None
+
+    @property
+    def truncated(self) -> bool:
+        return self.finish_reason == "length"
+
+    @property
+    def correct(self) -> bool:
+        return self.status is RewardStatus.CORRECT
+
+
+@dataclass
+class SampleGroup:
+    """All samples drawn for one prompt in one step."""
+
+    prompt: Prompt
+    samples: list[Sample]
+
+
+@dataclass
+class Batch:
+    """Sequences to learn from, flat: sequence i owns the tokens cu_seqlens[i]:cu_seqlens[i+1]. All tensors on CPU."""
+
+    tokens: Tensor  # i64[T], prompt and response
+    cu_seqlens: Tensor  # i64[S+1]
+    mask: Tensor  # f32[T], 1 on response tokens
+    advantages: Tensor  # f32[S]
+    prompt_index: Tensor  # i64[S], which prompt of the step each sequence answers
+    old_logprobs: Tensor | None = None  # f32[T], by the policy before this step's first update
+    ref_logprobs: Tensor | None = None  # f32[T], by the frozen reference
+    rollout_logprobs: Tensor | None = None  # f32[T], by the rollout engine
+
+    def __len__(self) -> int:
+        return len(self.cu_seqlens) - 1
+
+    @property
+    def lengths(self) -> Tensor:  # i64[S]
+        return self.cu_seqlens.diff()
+
+    @property
+    def sequence_of_token(self) -> Tensor:  # i64[T]
+        return torch.repeat_interleave(torch.arange(len(self)), self.lengths)
+
+    def select(self, sequences: Tensor) -> Batch:
+        """The batch of these sequences (i64[K]), in this order."""
+        starts, lengths = self.cu_seqlens[:-1][sequences], self.lengths[sequences]
+        cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
+        tokens = torch.arange(int(cu_seqlens[-1])) + torch.repeat_interleave(starts - cu_seqlens[:-1], lengths)
+
+        def of_token(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values[tokens]
+
+        return Batch(
+            tokens=self.tokens[tokens],
+            cu_seqlens=cu_seqlens,
+            mask=self.mask[tokens],
+            advantages=self.advantages[sequences],
+            prompt_index=self.prompt_index[sequences],
+            old_logprobs=of_token(self.old_logprobs),
+            ref_logprobs=of_token(self.ref_logprobs),
+            rollout_logprobs=of_token(self.rollout_logprobs),
+        )
