@@ -1,0 +1,1 @@
+"""Algorithms as recipes of orthogonal fields; pure torch, no Megatron, no GPU."""

@@ -1,0 +1,73 @@
+"""A recipe is an algorithm: one value for each of a few orthogonal choices. The named ones are rows of `RECIPES`.
+
+To make a new algorithm, recombine the fields: in Python `Recipe(name="mine", baseline="mean", ...)`, in YAML
+`recipe: {name: grpo, clip_high: 0.28}`. What each field does is defined where it acts: selection, baseline and scale in
+`credit.py`; ratio, clip, aggregation, KL and entropy in `loss.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Recipe(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    name: str = "custom"
+    wrong_reward: Literal[0.0, -1.0] = Field(0.0, description="reward of a wrong answer; a correct one gets 1")
+    overlong: Literal["none", "mask"] = Field("none", description="mask: truncated responses leave the loss")
+    group_filter: Literal["none", "all_wrong", "all_correct", "both"] = Field(
+        "none", description="drop whole prompts whose samples are all wrong / all correct"
+    )
+    sample_filter: Literal["none", "positive"] = Field("none", description="positive: only correct samples")
+    dropped: Literal["remove", "zero"] = Field(
+        "remove", description="remove: dropped samples leave the denominator; zero: they count with advantage 0"
+    )
+    baseline: Literal["none", "mean"] = Field("none", description="subtracted from the reward")
+    scale: Literal["none", "group_std"] = Field("none", description="divides the advantage")
+    std_ddof: Literal[0, 1] = 1
+    std_eps: float = Field(1e-6, ge=0)
+    ratio: Literal["none", "token"] = Field("none", description="importance ratio against the policy that sampled")
+    clip: Literal["none", "ppo"] = "none"
+    clip_low: float = Field(0.2, gt=0, lt=1)
+    clip_high: float = Field(0.2, gt=0)
+    dual_clip: float | None = Field(None, gt=1, description="lower bound dual_clip * A on the objective when A < 0")
+    aggregation: Literal["token_mean", "seq_mean_token_mean", "seq_mean_token_sum"] = "seq_mean_token_mean"
+    kl_coef: float = Field(0.0, ge=0, description="weight of KL(policy || reference) in the loss")
+    kl_estimator: Literal["k1", "k2", "k3"] = "k3"
+    entropy_coef: float = Field(0.0, description="weight of the policy's entropy, subtracted from the loss")
+
+    @property
+    def group_fields(self) -> list[str]:
+        """The fields that compare the samples of one prompt with each other."""
+        choices = {"group_filter": self.group_filter, "baseline": self.baseline, "scale": self.scale}
+        return [f"{field}={value}" for field, value in choices.items() if value != "none"]
+
+    @property
+    def compares_within_group(self) -> bool:
+        return bool(self.group_fields)
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.kl_coef > 0
+
+
+_PPO_CLIP = {"ratio": "token", "clip": "ppo"}
+
+# Source: "A Minimalist Approach to LLM Reasoning", arXiv 2504.11343 (RAFT, RAFT++, Reinforce, Reinforce-Rej);
+# GRPO: arXiv 2402.03300.
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(name="raft", sample_filter="positive"),
+        Recipe(name="raft_pp", sample_filter="positive", **_PPO_CLIP),
+        Recipe(name="reinforce", wrong_reward=-1.0, **_PPO_CLIP),
+        Recipe(name="reinforce_rej", wrong_reward=-1.0, group_filter="both", **_PPO_CLIP),
+        Recipe(name="grpo", baseline="mean", scale="group_std", kl_coef=0.001, **_PPO_CLIP),
+    )
+}
+
+# Demonstrations instead of rollouts: every sequence has advantage 1, so the loss is their negative log-likelihood.
+SFT = Recipe(name="sft", aggregation="token_mean")

@@ -1,0 +1,336 @@
+"""The configuration: frozen, validated sections, read from a YAML file plus dotted overrides.
+
+    config = load_config("configs/quickstart.yaml", ["recipe=grpo", "optim.lr=2e-4"])
+
+Everything that can be refused without a model or data set at hand is refused here, in one line that names the key and
+what would be legal (`UserError`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from megarl.algorithms.recipe import RECIPES, Recipe
+from megarl.types import UserError
+
+Precision = Literal["fp32", "bf16", "fp8"]
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class RunConfig(Section):
+    """Where the run lives and how long it is."""
+
+    dir: str = Field("runs/default", description="run folder: checkpoints, metrics, samples, logs, config snapshot")
+    seed: int = Field(0, ge=0, description="seeds the prompt order and every rollout")
+    steps: int = Field(100, ge=1, description="training steps; one step is one batch of fresh rollouts")
+    checkpoint_every: int = Field(50, ge=0, description="steps between checkpoints; 0: only at the end")
+    keep_checkpoints: int = Field(2, ge=1, description="how many of the newest checkpoints to keep")
+    evaluate_every: int = Field(0, ge=0, description="steps between evaluations; 0: only before and after")
+    export: bool = Field(True, description="write the trained model as a Hugging Face folder at the end")
+    wandb_project: str | None = Field(None, description="also log to this Weights & Biases project")
+
+
+class ModelConfig(Section):
+    """The policy's starting point."""
+
+    path: str = Field(description="Hugging Face folder of a Llama or Qwen2 model, with its tokenizer")
+    precision: Precision = Field("fp32", description="of the learner and the rollout engine; fp8: learner only, rest bf16")
+
+
+class DataConfig(Section):
+    """Problems and how they become prompts."""
+
+    train: str = Field(description="arithmetic (built in) | a .jsonl file | a hub data set such as openai/gsm8k")
+    train_split: str = "train"
+    train_limit: int | None = Field(None, ge=1, description="use the first N problems")
+    eval: str | None = Field(None, description="held-out problems, same forms as train; null: no evaluation")
+    eval_split: str = "test"
+    eval_limit: int | None = Field(None, ge=1)
+    subset: str | None = Field(None, description="configuration name of a hub data set, e.g. main")
+    prompt_key: str = Field("question", description="column of the problem text")
+    answer_key: str = Field("answer", description="column of the reference answer (sft: the response)")
+    answer_pattern: str | None = Field(None, description="regular expression; its group 1 in the answer column counts")
+    prompt_template: str = Field("{problem}", description="text of the user's turn")
+    system_prompt: str | None = None
+    chat_template: bool = Field(False, description="wrap the prompt in the tokenizer's chat template")
+    max_prompt_tokens: int = Field(1024, ge=1, description="longer prompts are dropped and counted")
+
+    @field_validator("answer_pattern")
+    @classmethod
+    def _pattern_compiles(cls, pattern: str | None) -> str | None:
+        if pattern is not None:
+            try:
+                groups = re.compile(pattern).groups
+            except re.error as error:
+                raise ValueError(f"not a regular expression ({error})") from error
+            if groups < 1:
+                raise ValueError("needs one group, e.g. '#### (.*)'")
+        return pattern
+
+    @field_validator("prompt_template")
+    @classmethod
+    def _template_has_problem(cls, template: str) -> str:
+        if "{problem}" not in template:
+            raise ValueError("must contain {problem}")
+        return template
+
+
+class RolloutConfig(Section):
+    """Generation with vLLM."""
+
+    engines: int = Field(1, ge=1, description="vLLM engines, each a process of its own on rank 0's node")
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs per engine")
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0, description="0: off")
+    allow_truncated_sampling: bool = Field(False, description="accept top_p < 1 or top_k > 0 with importance ratios")
+    max_response_tokens: int = Field(1024, ge=1)
+    max_sequences: int = Field(256, ge=1, description="sequences one engine decodes at a time")
+    gpu_memory_utilization: float = Field(0.4, gt=0, lt=1, description="share of a GPU for an engine (GPU only)")
+    kv_cache_gib: int = Field(1, ge=1, description="KV cache of an engine (CPU only)")
+    bucket_mib: int = Field(256, ge=1, description="weights travel in buckets of about this size")
+    max_logprob_difference: float | None = Field(
+        None, gt=0, description="stop when mean |log-prob| differs more between engine and learner; null: by precision"
+    )
+
+
+class RewardConfig(Section):
+    """The verifier."""
+
+    workers: int = Field(1, ge=1, description="processes for answers that need computer algebra")
+    cpu_seconds: float = Field(2.0, gt=0, description="CPU time for one answer")
+
+
+class ScheduleConfig(Section):
+    """How much is sampled and how often the policy moves per step."""
+
+    prompts_per_step: int = Field(1024, ge=1)
+    samples_per_prompt: int = Field(4, ge=1)
+    minibatch_prompts: int | None = Field(None, ge=1, description="prompts per optimizer update; null: all of the step's")
+    epochs: int = Field(1, ge=1, description="passes over a step's samples")
+
+
+class OptimConfig(Section):
+    """AdamW."""
+
+    lr: float = Field(1e-6, ge=0)
+    lr_schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0, description="steps of linear warm-up")
+    min_lr_ratio: float = Field(0.0, ge=0, le=1, description="cosine ends at this fraction of lr")
+    beta1: float = Field(0.9, ge=0, lt=1)
+    beta2: float = Field(0.999, ge=0, lt=1)
+    eps: float = Field(1e-8, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    grad_clip: float = Field(1.0, gt=0, description="maximum gradient norm")
+
+
+class LearnerConfig(Section):
+    """How the policy is spread over ranks and how a batch becomes micro-batches."""
+
+    world_size: int | None = Field(None, ge=1, description="ranks; null: what the launcher gives, else TP x PP")
+    tensor_model_parallel_size: int = Field(1, ge=1)
+    pipeline_model_parallel_size: int = Field(1, ge=1)
+    use_distributed_optimizer: bool = Field(True, description="shard optimizer state over data-parallel ranks")
+    packing: bool = Field(True, description="pack sequences without padding; false: pad each micro-batch")
+    micro_batch_tokens: int = Field(16384, ge=1, description="tokens per micro-batch (padding counts)")
+    recompute: Literal["none", "full"] = Field("none", description="recompute activations in the backward pass")
+
+    @model_validator(mode="after")
+    def _world_size_factors(self) -> LearnerConfig:
+        self.data_parallel_size(self.world_size or self.model_parallel_size)
+        return self
+
+    @property
+    def model_parallel_size(self) -> int:
+        return self.tensor_model_parallel_size * self.pipeline_model_parallel_size
+
+    def data_parallel_size(self, world_size: int) -> int:
+        """Replicas of the model among `world_size` ranks."""
+        size = self.model_parallel_size
+        if world_size % size:
+            lower, upper = world_size // size * size, (world_size // size + 1) * size
+            nearest = f"{lower} or {upper}" if lower else f"{upper}"
+            raise UserError(
+                f"learner.world_size={world_size} is not a multiple of tensor_model_parallel_size x "
+                f"pipeline_model_parallel_size = {size}; use {nearest} ranks"
+            )
+        return world_size // size
+
+
+class EvalConfig(Section):
+    """avg@k and pass@k on held-out prompts."""
+
+    samples_per_prompt: int = Field(8, ge=1, description="k")
+    temperature: float = Field(1.0, ge=0)
+    max_response_tokens: int | None = Field(None, ge=1, description="null: as in rollout")
+
+
+class Config(Section):
+    run: RunConfig = RunConfig()
+    model: ModelConfig
+    data: DataConfig
+    recipe: Recipe = RECIPES["raft_pp"]
+    schedule: ScheduleConfig = ScheduleConfig()
+    optim: OptimConfig = OptimConfig()
+    learner: LearnerConfig = LearnerConfig()
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    eval: EvalConfig = EvalConfig()
+
+    @model_validator(mode="after")
+    def _recipe_fits_sampling(self) -> Config:
+        recipe, n = self.recipe, self.schedule.samples_per_prompt
+        if n == 1 and recipe.compares_within_group:
+            fields = ", ".join(recipe.group_fields)
+            raise UserError(
+                f"schedule.samples_per_prompt=1 gives recipe {recipe.name} nothing to compare within a group ({fields}); "
+                "use at least 2"
+            )
+        truncated = self.rollout.top_p < 1 or self.rollout.top_k > 0
+        if truncated and recipe.ratio != "none" and not self.rollout.allow_truncated_sampling:
+            raise UserError(
+                f"rollout.top_p={self.rollout.top_p:g}, rollout.top_k={self.rollout.top_k}: the sampler renormalises and "
+                f"the trainer does not, so the ratios of recipe {recipe.name} would be biased; use top_p=1 and top_k=0, "
+                "or set rollout.allow_truncated_sampling=true"
+            )
+        if (m := self.schedule.minibatch_prompts) is not None and m > self.schedule.prompts_per_step:
+            raise UserError(
+                f"schedule.minibatch_prompts={m} is more than schedule.prompts_per_step="
+                f"{self.schedule.prompts_per_step}; use at most that"
+            )
+        return self
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer updates in one step when no mini-batch is filtered away."""
+        prompts = self.schedule.prompts_per_step
+        return self.schedule.epochs * -(-prompts // (self.schedule.minibatch_prompts or prompts))
+
+    @property
+    def max_sequence_tokens(self) -> int:
+        return self.data.max_prompt_tokens + max(
+            self.rollout.max_response_tokens, self.eval.max_response_tokens or 0
+        )
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides, validate the whole.
+
+    Raises UserError with one line per mistake.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist")
+    try:
+        values = yaml.load(path.read_text(), Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected sections such as model, data and recipe")
+    for override in overrides or []:
+        _apply_override(values, override)
+    return parse_config(values)
+
+
+def parse_config(values: dict[str, Any]) -> Config:
+    """Validate nested plain values (as YAML gives them) into a Config. Raises UserError."""
+    values = dict(values)
+    if "recipe" in values:
+        values["recipe"] = _resolve_recipe(values["recipe"])
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(_describe(e) for e in error.errors())) from None
+
+
+def dump_config(config: Config) -> str:
+    """The complete configuration as YAML; `load_config` reads it back to an equal Config."""
+    values = config.model_dump(mode="json")
+    values["recipe"]["base"] = "none"
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 2e-4 as a string; numbers here follow YAML 1.2."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+)
+
+
+def _apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override '{override}': expected section.key=value, e.g. optim.lr=2e-4")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise UserError(f"override '{override}': '{text}' is not a YAML value") from None
+    *parents, last = key.split(".")
+    node = values
+    for i, parent in enumerate(parents):
+        child = node.setdefault(parent, {})
+        if i == 0 and parent == "recipe" and isinstance(child, str):
+            child = node[parent] = {"name": child}
+        if not isinstance(child, dict):
+            raise UserError(f"override '{override}': {'.'.join(parents[: i + 1])} is a value, not a section")
+        node = child
+    node[last] = value
+
+
+def _resolve_recipe(value: Any) -> Any:
+    """A recipe is a name, or fields that differ from a named one.
+
+    {name: grpo, clip_high: 0.28} starts from grpo; {name: mine, base: grpo, ...} does too, under a name of its own;
+    base: none starts from the defaults.
+    """
+    fields = {"name": value} if isinstance(value, str) else value
+    if not isinstance(fields, dict):
+        raise UserError(f"recipe: expected a name or fields, got {value!r}; names: {', '.join(RECIPES)}")
+    fields = dict(fields)
+    base = fields.pop("base", fields.get("name"))
+    if base == "none":
+        return fields
+    if base not in RECIPES:
+        raise UserError(
+            f"recipe={base!r} is unknown{_nearest(str(base), RECIPES)}; recipes: {', '.join(RECIPES)} "
+            "(for a recipe of your own: recipe={name: ..., base: none or a recipe, fields})"
+        )
+    return {**RECIPES[base].model_dump(), **fields}
+
+
+def _nearest(key: str, known: Any) -> str:
+    close = difflib.get_close_matches(key, list(known), n=1, cutoff=0.5)
+    return f", did you mean {close[0]}?" if close else ""
+
+
+def _describe(error: Any) -> str:
+    """One pydantic error as one line: the key, what is wrong, what would be legal."""
+    location, kind = [str(part) for part in error["loc"]], error["type"]
+    key = ".".join(location)
+    if kind == "extra_forbidden":
+        section: Any = Config
+        for part in location[:-1]:
+            section = section.model_fields[part].annotation
+        known = list(section.model_fields)
+        hint = _nearest(location[-1], known) or f"; known keys: {', '.join(known)}"
+        return f"{key} is not a known key{hint}"
+    if kind == "missing":
+        return f"{key} is required"
+    if kind == "value_error":  # from a validator: already says what is wrong; section-level ones name their key
+        message = str(error["ctx"]["error"])
+        return message if isinstance(error["ctx"]["error"], UserError) else f"{key}={error['input']!r}: {message}"
+    message = error["msg"].replace("Input should be", "should be").replace("a valid ", "").replace("valid ", "")
+    return f"{key}={error['input']!r}: {message}"

@@ -1,0 +1,60 @@
+"""Builds batches: from scored sample groups and their credit, or from demonstrations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+
+from megarl.algorithms.credit import Credit
+from megarl.types import Batch, SampleGroup
+
+
+def build_batch(groups: list[SampleGroup], credit: Credit) -> Batch:
+    """The kept samples of a step, in order of their groups."""
+    samples = [(i, group.prompt, sample) for i, group in enumerate(groups) for sample in group.samples]
+    kept = [samples[i] for i in credit.keep.nonzero().flatten().tolist()]
+    batch = _flat(
+        [(prompt.token_ids, sample.response_ids) for _, prompt, sample in kept],
+        advantages=credit.advantages[credit.keep],
+        prompt_index=[i for i, _, _ in kept],
+    )
+    logprobs = [np.pad(s.rollout_logprobs, (len(p.token_ids), 0)) for _, p, s in kept]
+    batch.rollout_logprobs = torch.from_numpy(np.concatenate(logprobs)) if kept else torch.zeros(0)
+    return batch
+
+
+def build_demonstration_batch(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
+    """Demonstrations (prompt ids, response ids), each with advantage 1."""
+    return _flat(pairs, advantages=torch.ones(len(pairs)), prompt_index=range(len(pairs)))
+
+
+def minibatches(batch: Batch, prompts_per_step: int, minibatch_prompts: int | None, epochs: int) -> Iterator[Batch]:
+    """The batch of each optimizer update: whole prompts, in order, `epochs` times over.
+
+    A mini-batch whose samples were all filtered away is not yielded.
+    """
+    size = minibatch_prompts or prompts_per_step
+    for _ in range(epochs):
+        for start in range(0, prompts_per_step, size):
+            inside = (batch.prompt_index >= start) & (batch.prompt_index < start + size)
+            if inside.all() and len(batch):
+                yield batch
+            elif inside.any():
+                yield batch.select(inside.nonzero().flatten())
+
+
+def _flat(pairs: Sequence[tuple[np.ndarray, np.ndarray]], advantages: torch.Tensor, prompt_index: Sequence[int]) -> Batch:
+    parts = [part for pair in pairs for part in pair]
+    lengths = torch.tensor([len(part) for part in parts], dtype=torch.int64)
+    is_response = torch.tensor([0.0, 1.0]).repeat(len(pairs))
+    ends = lengths.cumsum(0)[1::2]
+    tokens = np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+    return Batch(
+        tokens=torch.from_numpy(tokens),
+        cu_seqlens=torch.cat([torch.zeros(1, dtype=torch.int64), ends]),
+        mask=torch.repeat_interleave(is_response, lengths),
+        advantages=advantages,
+        prompt_index=torch.tensor(list(prompt_index), dtype=torch.int64),
+    )

@@ -1,0 +1,93 @@
+"""Cuts a batch into micro-batches: a data-parallel rank's share, packed without padding or padded.
+
+The cut is a pure function of the batch, so every rank knows every rank's share without asking.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megarl.types import Batch
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Inputs and targets of one forward pass; a sequence of L tokens gives L - 1 predictions.
+
+    Packed: one row of all predictions, boundaries in cu_seqlens. Padded: one row per sequence, cu_seqlens is None.
+    """
+
+    inputs: Tensor  # i64[B, S]
+    targets: Tensor  # i64[B, S]
+    token: Tensor  # i64[B, S], index of the predicted token in the batch's flat arrays; -1: padding
+    cu_seqlens: Tensor | None  # i32[sequences + 1]
+
+    @property
+    def positions(self) -> Tensor:  # i64[B, S]
+        rows, columns = self.inputs.shape
+        if self.cu_seqlens is None:
+            return torch.arange(columns).expand(rows, columns)
+        starts = torch.repeat_interleave(self.cu_seqlens[:-1], self.cu_seqlens.diff())
+        return (torch.arange(columns) - starts).unsqueeze(0)
+
+    def of_token(self, values: Tensor) -> Tensor:
+        """A flat per-token array of the batch, laid out as this micro-batch, 0 on padding."""
+        return torch.where(self.token >= 0, values[self.token.clamp(min=0)], torch.zeros((), dtype=values.dtype))
+
+
+def micro_batches(batch: Batch, rank: int, ranks: int, max_tokens: int, packing: bool) -> list[MicroBatch]:
+    """The micro-batches of data-parallel rank `rank`; never none, so that every rank joins every collective.
+
+    Sequences go longest first to the rank with the fewest tokens, then fill micro-batches of at most `max_tokens`
+    tokens, padding included; neighbours are of similar length, so that padding stays small.
+    """
+    predictions = (batch.lengths - 1).tolist()
+    order = sorted(range(len(batch)), key=lambda i: (-predictions[i], i))
+    load = [0] * ranks
+    mine: list[int] = []
+    for i in order:
+        target = min(range(ranks), key=load.__getitem__)
+        load[target] += predictions[i]
+        if target == rank:
+            mine.append(i)
+
+    cuts: list[list[int]] = []
+    used = 0
+    for i in mine:
+        longest = predictions[cuts[-1][0]] if cuts else 0
+        cost = predictions[i] if packing else longest
+        if not cuts or used + cost > max_tokens:
+            cuts.append([])
+            used, cost = 0, predictions[i]
+        cuts[-1].append(i)
+        used += cost
+    return [_micro_batch(batch, sequences, packing) for sequences in cuts] or [_nothing()]
+
+
+def _micro_batch(batch: Batch, sequences: list[int], packing: bool) -> MicroBatch:
+    chosen = torch.tensor(sequences)
+    starts, counts = batch.cu_seqlens[chosen], batch.lengths[chosen] - 1
+    columns = torch.arange(int(counts.max()))
+    valid = columns < counts[:, None]
+    source = torch.where(valid, starts[:, None] + columns, -1)
+    cu_seqlens = None
+    if packing:
+        source = source[valid].unsqueeze(0)
+        cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).int()
+    real = source >= 0
+    token = torch.where(real, source + 1, -1)
+    return MicroBatch(
+        inputs=torch.where(real, batch.tokens[source.clamp(min=0)], 0),
+        targets=torch.where(real, batch.tokens[token.clamp(min=0)], 0),
+        token=token,
+        cu_seqlens=cu_seqlens,
+    )
+
+
+def _nothing() -> MicroBatch:
+    """One padding token: a rank without sequences still runs its share of the schedule."""
+    zero = torch.zeros(1, 1, dtype=torch.int64)
+    return MicroBatch(inputs=zero, targets=zero, token=zero - 1, cu_seqlens=None)

@@ -1,0 +1,1 @@
+"""What Megatron-Core needs to run without a GPU: a device layer and a layer spec."""

@@ -1,0 +1,118 @@
+"""Layer spec without Transformer Engine: causal attention (grouped queries, packed or padded, rotary) and RMSNorm.
+
+Plain torch, so it runs on a CPU and, where Transformer Engine is missing, on a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+
+
+def local_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
+    """Megatron's local GPT layers with our attention and norm, for this pipeline stage."""
+    layer = get_gpt_layer_local_spec(num_experts=None, moe_grouped_gemm=False, normalization="RMSNorm")
+    layer.submodules.self_attention.submodules.core_attention = RotaryAttention
+    layer.submodules.input_layernorm = RMSNorm
+    layer.submodules.pre_mlp_layernorm = RMSNorm
+    return TransformerBlockSubmodules(layer_specs=[layer] * get_num_layers_to_build(config), layer_norm=RMSNorm)
+
+
+@dataclass
+class PackedSequences(PackedSeqParams):
+    """Packed sequence boundaries, with what every layer derives from them computed once."""
+
+    @cached_property
+    def positions(self) -> Tensor:
+        """i64[T]: each token's position in its sequence."""
+        cu_seqlens = self.cu_seqlens_q.long()
+        return torch.arange(int(cu_seqlens[-1]), device=cu_seqlens.device) - torch.repeat_interleave(
+            cu_seqlens[:-1], cu_seqlens.diff()
+        )
+
+    @cached_property
+    def rectangles(self) -> list[tuple[Tensor, Tensor]]:
+        """Sequences of similar length (within a factor of two), as rows of a rectangle.
+
+        Each is (index i64[B, S] of tokens, valid bool[B, S]); one attention call serves a whole rectangle and less
+        than half of it is padding.
+        """
+        cu_seqlens = self.cu_seqlens_q.long()
+        starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
+        size_class = lengths.clamp(min=1).log2().floor()
+        result = []
+        for value in size_class.unique():
+            rows = (size_class == value).nonzero().squeeze(-1)
+            columns = torch.arange(int(lengths[rows].max()), device=cu_seqlens.device)
+            valid = columns < lengths[rows, None]
+            result.append(((starts[rows, None] + columns) * valid, valid))
+        return result
+
+
+class RotaryAttention(MegatronModule):
+    """Causal self-attention that also rotates queries and keys, so that packed positions cost one gather a layer."""
+
+    def __init__(self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_: Any) -> None:
+        super().__init__(config=config)
+        self.softmax_scale = softmax_scale
+        self.inv_freq = config.rotary_inv_freq  # f32[D/2]
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None = None,
+        packed_seq_params: PackedSequences | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """query [S, B, n, D], key and value [S, B, g, D] -> [S, B, n D]; packed: [T, n, D] -> [T, n D].
+
+        Padding is at the end of a row, where causality keeps it from the tokens before it.
+        """
+        if packed_seq_params is None:
+            positions = torch.arange(query.size(0), device=query.device)
+            query, key = (_rotate(x, positions[:, None], self.inv_freq) for x in (query, key))
+            rows = [x.transpose(0, 1) for x in (query, key, value)]
+            return self._attend(*rows).transpose(0, 1).flatten(2)
+        query, key = (_rotate(x, packed_seq_params.positions, self.inv_freq) for x in (query, key))
+        output = torch.zeros_like(query)
+        for index, valid in packed_seq_params.rectangles:
+            rows = self._attend(query[index], key[index], value[index])
+            output = output.index_put((index[valid],), rows[valid])
+        return output.flatten(1)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # [B, S, n, D] -> [B, S, n, D]
+        heads_first = (x.transpose(1, 2) for x in (query, key, value))
+        output = F.scaled_dot_product_attention(*heads_first, is_causal=True, scale=self.softmax_scale, enable_gqa=True)
+        return output.transpose(1, 2)
+
+
+def _rotate(x: Tensor, positions: Tensor, inv_freq: Tensor) -> Tensor:
+    """Rotary embedding, halves rotated (arXiv 2104.09864, in the layout of Llama); x [..., heads, D]."""
+    angle = positions[..., None].float() * inv_freq.to(x.device)
+    cos, sin = (f(angle).to(x.dtype).unsqueeze(-2) for f in (torch.cos, torch.sin))
+    first, second = x.chunk(2, dim=-1)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+
+
+class RMSNorm(torch.nn.Module):
+    """Root-mean-square norm, computed in fp32."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), (x.size(-1),), self.weight.float(), self.eps).to(x.dtype)

@@ -1,0 +1,93 @@
+"""The ranks: process groups from the launcher's environment, this rank's place in them, and decisions shared by all."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import os
+import warnings
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from megarl.config import LearnerConfig
+from megarl.learner.cpu import device as device_layer
+from megarl.types import UserError
+
+warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*")
+logging.getLogger("megatron").setLevel(logging.ERROR)
+
+from megatron.core import parallel_state  # noqa: E402
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
+
+T = TypeVar("T")
+MODEL_SEED = 1234  # dropout is 0 and weights are loaded, so no result depends on it
+
+
+class Mesh:
+    """Tensor-, pipeline- and data-parallel groups over all ranks. One per process; `close` it at the end."""
+
+    def __init__(self, config: LearnerConfig, timeout_minutes: float = 60) -> None:
+        self.rank = int(os.environ.get("RANK", 0))
+        self.world_size = int(os.environ.get("WORLD_SIZE", 1))
+        if config.world_size not in (None, self.world_size):
+            raise UserError(
+                f"learner.world_size={config.world_size} but the launcher started {self.world_size} ranks; make them equal"
+            )
+        config.data_parallel_size(self.world_size)
+        for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0"), ("RANK", "0"), ("WORLD_SIZE", "1")):
+            os.environ.setdefault(name, value)
+        on_gpu = torch.cuda.is_available()
+        if on_gpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+        self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        timeout = datetime.timedelta(minutes=timeout_minutes)
+        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
+        # Decisions and metrics are host data: they travel over gloo whatever the tensors use.
+        self.control = dist.new_group(backend="gloo", timeout=timeout)
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=config.tensor_model_parallel_size,
+            pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+        )
+        device_layer.patch_megatron()
+        model_parallel_cuda_manual_seed(MODEL_SEED)
+
+        self.tp_group = parallel_state.get_tensor_model_parallel_group()
+        self.tp_rank, self.tp_size = self.tp_group.rank(), self.tp_group.size()
+        self.pp_rank = parallel_state.get_pipeline_model_parallel_rank()
+        self.pp_size = parallel_state.get_pipeline_model_parallel_world_size()
+        self.dp_rank = parallel_state.get_data_parallel_rank()
+        self.dp_size = parallel_state.get_data_parallel_world_size()
+
+    @property
+    def is_first_stage(self) -> bool:
+        return self.pp_rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        return self.pp_rank == self.pp_size - 1
+
+    def broadcast(self, value: T | None) -> T:
+        """Rank 0's value, on every rank; the others pass None."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0, group=self.control)
+        return box[0]  # type: ignore[return-value]
+
+    def gather(self, value: T) -> list[T]:
+        """Every rank's value, in rank order, on every rank."""
+        box: list[T] = [value] * self.world_size
+        dist.all_gather_object(box, value, group=self.control)
+        return box
+
+    def sum(self, values: torch.Tensor) -> torch.Tensor:
+        """The sum over all ranks of a CPU tensor, in place."""
+        dist.all_reduce(values, group=self.control)
+        return values
+
+    def barrier(self) -> None:
+        dist.barrier(group=self.control)
+
+    def close(self) -> None:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()

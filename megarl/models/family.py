@@ -1,0 +1,114 @@
+"""Reads a Hugging Face folder's configuration into an `Architecture`, and says which layouts it allows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from megarl.models import llama, qwen2
+from megarl.types import UserError
+
+FAMILIES = {"llama": llama, "qwen2": qwen2}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A decoder with rotary positions, RMSNorm, grouped queries and a gated SiLU MLP."""
+
+    num_layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    head_dim: int
+    vocab_size: int
+    max_position_embeddings: int
+    norm_eps: float
+    qkv_bias: bool
+    tied_embeddings: bool
+
+    def padded_vocab_size(self, tensor_model_parallel_size: int) -> int:
+        return -(-self.vocab_size // tensor_model_parallel_size) * tensor_model_parallel_size
+
+    def check_layout(self, tensor_model_parallel_size: int, pipeline_model_parallel_size: int) -> None:
+        """Raises UserError, naming what this model allows, where a size doesn't divide it."""
+        tp, pp = tensor_model_parallel_size, pipeline_model_parallel_size
+        common = math.gcd(math.gcd(self.num_attention_heads, self.num_query_groups), self.ffn_hidden_size)
+        if common % tp:
+            raise UserError(
+                f"learner.tensor_model_parallel_size={tp} does not divide this model's {self.num_attention_heads} query "
+                f"heads and {self.num_query_groups} key-value heads; it allows {_listed(_divisors(common))}"
+            )
+        if self.num_layers % pp:
+            raise UserError(
+                f"learner.pipeline_model_parallel_size={pp} does not divide this model's {self.num_layers} layers; "
+                f"it allows {_listed(_divisors(self.num_layers))}"
+            )
+
+
+def read_hf_config(path: str | Path) -> Any:
+    """The transformers configuration of a Hugging Face folder. Raises UserError where there is none."""
+    from transformers import AutoConfig
+
+    folder = Path(path)
+    if not folder.is_dir():
+        raise UserError(f"model.path={path} is not a folder; expected a Hugging Face model folder (config.json, *.safetensors)")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"model.path={path} has no config.json; expected a Hugging Face model folder")
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True)
+    except (ValueError, OSError, KeyError) as error:
+        raise UserError(f"model.path={path}: config.json is not usable ({str(error).splitlines()[0]})") from None
+
+
+def architecture(hf_config: Any) -> Architecture:
+    """What megarl needs to know of a model. Raises UserError for what no family here can represent."""
+    family = FAMILIES.get(hf_config.model_type)
+    if family is None:
+        raise UserError(f"model type '{hf_config.model_type}' is not supported; supported: {', '.join(FAMILIES)}")
+    unsupported = {
+        "hidden_act": hf_config.hidden_act != "silu",
+        "rope_type": rope_type(hf_config) not in ("default", "llama3", "linear"),
+        **family.unsupported(hf_config),
+    }
+    for key, is_unsupported in unsupported.items():
+        if is_unsupported:
+            raise UserError(f"config.json: this {hf_config.model_type} model's {key} is not supported")
+    heads = hf_config.num_attention_heads
+    return Architecture(
+        num_layers=hf_config.num_hidden_layers,
+        hidden_size=hf_config.hidden_size,
+        ffn_hidden_size=hf_config.intermediate_size,
+        num_attention_heads=heads,
+        num_query_groups=hf_config.num_key_value_heads or heads,
+        head_dim=getattr(hf_config, "head_dim", None) or hf_config.hidden_size // heads,
+        vocab_size=hf_config.vocab_size,
+        max_position_embeddings=hf_config.max_position_embeddings,
+        norm_eps=hf_config.rms_norm_eps,
+        qkv_bias=family.QKV_BIAS,
+        tied_embeddings=bool(hf_config.tie_word_embeddings),
+    )
+
+
+def rope_type(hf_config: Any) -> str:
+    return (getattr(hf_config, "rope_parameters", None) or {}).get("rope_type", "default")
+
+
+def rotary_inv_freq(hf_config: Any) -> Tensor:
+    """f32[D/2]: the rotary frequencies, any scaling included, as transformers computes them."""
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+    return LlamaRotaryEmbedding(hf_config).inv_freq.float()
+
+
+def _divisors(n: int) -> list[int]:
+    return [d for d in range(1, n + 1) if n % d == 0]
+
+
+def _listed(values: list[int]) -> str:
+    words = [str(value) for value in values]
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"

@@ -1,0 +1,1 @@
+"""One op, one name: each in plain torch, which is also the CPU path."""
