@@ -89,7 +89,8 @@ def normalise(answer: str) -> str:
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 _RATIONAL = re.compile(
     rf"(?P<sign>-?)(?:(?P<number>{_NUMBER})"
-    r"|(?:(?P<whole>[0-9]+)(?: |(?=\\)))?(?:(?P<a>[0-9]+)/(?P<b>[0-9]+)|\\frac\{(?P<minus>-?)(?P<n>[0-9]+)\}\{(?P<d>[0-9]+)\}))"
+    r"|(?:(?P<whole>[0-9]+)(?: |(?=\\)))?"
+    r"(?:(?P<a>[0-9]+)/(?P<b>[0-9]+)|\\frac\{(?P<minus>-?)(?P<n>[0-9]+)\}\{(?P<d>[0-9]+)\}))"
 )
 _WORD = re.compile(r"\(?([A-Za-z][A-Za-z '-]*)\)?")
 _TEXT_ONLY = re.compile(r"\s*\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox)\s*\{[^{}]*\}[\s.]*")
@@ -211,7 +212,8 @@ def _exponent_end(text: str, start: int) -> int:
 
 
 def math_verify_verdict(answer: str, reference: str) -> bool:
-    """math-verify's verdict. May take unbounded time: run it where it can be killed. Raises MemoryError only.
+    """math-verify's verdict. May take unbounded time: run it where it can be killed. Raises MemoryError only, and only
+    where math-verify doesn't itself count one as inequality.
 
     Its own alarm-based timeouts are off: they need the main thread, and don't interrupt C code.
     """
@@ -235,7 +237,9 @@ def _extraction() -> list[Any]:
     """math-verify's LaTeX reading of one answer: no search in prose, and no stripping of `2h` to 2 as a unit."""
     from math_verify import LatexExtractionConfig, LatexNormalizationConfig
 
-    spelling = LatexNormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last")
+    spelling = LatexNormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last"
+    )
     return [LatexExtractionConfig(False, boxed_match_priority=0, normalization_config=spelling)]
 
 

@@ -28,7 +28,8 @@ from megarl.types import RewardStatus, UserError
 
 POLL_SECONDS = 0.02
 STARTUP_SECONDS = 120.0
-STARTS = 3  # in a row that may fail before the fault is taken to be the installation's
+STARTS = 3  # in a row that fail: the fault is the installation's
+ATTEMPTS = 2  # at a question by workers that die of it or get stuck
 CACHED_VERDICTS = 1 << 14
 MAX_REFERENCE_CHARACTERS = 4096  # a request always fits a pipe's buffer, so sending one can't block
 
@@ -69,10 +70,10 @@ class RewardPool:
         self.cpu_seconds, self.wall_seconds = cpu_seconds, wall_seconds or 30 * cpu_seconds
         self.checked = 0
         self._reward = REWARDS[reward]
-        self._worker_arguments = [reward, str(cpu_seconds), str(memory_bytes), str(os.getpid())]
+        self._worker_arguments = [reward, str(cpu_seconds), str(memory_bytes)]
         self._staff: list[_Worker] = []
         self._cache: OrderedDict[Question, Verdict] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def __enter__(self) -> RewardPool:
         return self
@@ -81,9 +82,10 @@ class RewardPool:
         self.close()
 
     def close(self) -> None:
-        """End all workers. A later `grade` starts new ones."""
-        while self._staff:
-            self._staff.pop().kill()
+        """End all workers, after the batch that another thread may be grading. A later `grade` starts new ones."""
+        with self._lock:
+            while self._staff:
+                self._staff.pop().kill()
 
     def grade(self, items: Sequence[tuple[str, str, bool]]) -> list[Verdict]:
         """One verdict per (response text, reference answer, truncated), in order."""
@@ -99,7 +101,7 @@ class RewardPool:
             try:
                 verdicts = self._check(list(undecided)) if undecided else {}
             except BaseException:
-                self.close()  # a worker that is still busy would answer the next call's question with this one's verdict
+                self.close()  # a worker that is still busy would answer this call's question in the next call
                 raise
             for question, verdict in verdicts.items():
                 decided.update(dict.fromkeys(undecided[question], verdict))
@@ -131,50 +133,44 @@ class RewardPool:
         return question
 
     def _check(self, questions: list[Question]) -> dict[Question, Verdict]:
-        """The workers' verdicts. A worker that dies costs its question one more attempt, and no other question."""
+        """The workers' verdicts. A lost worker costs its question one of two attempts, and no other question."""
         self.checked += len(questions)
         waiting, verdicts = deque(questions), dict[Question, Verdict]()
-        deaths: Counter[Question] = Counter()
+        losses: Counter[Question] = Counter()
         failed_starts = 0
         while len(verdicts) < len(questions):
             while len(self._staff) < min(self.workers, len(questions) - len(verdicts)):
                 self._staff.append(_Worker(self._worker_arguments))
             for worker in self._staff:
-                if worker.ready and worker.question is None and waiting and worker.ask(waiting[0]):
+                if waiting and worker.idle and worker.ask(waiting[0]):
                     waiting.popleft()
-            readable = wait([worker.replies for worker in self._staff], POLL_SECONDS)
+            readable = wait([worker.file_descriptor for worker in self._staff], POLL_SECONDS)
             for worker in list(self._staff):
                 question = worker.question
-                if worker.replies in readable and (reply := worker.read()):
-                    if question is not None:
-                        verdicts[question] = self._verdict(question, reply)
-                        worker.question = None
-                    failed_starts = 0
-                    if worker.served < self.recycle_after:
+                try:
+                    reply = worker.look(worker.file_descriptor in readable, self.cpu_seconds, self.wall_seconds)
+                except _WorkerLost as lost:
+                    self._staff.remove(worker)
+                    failed_starts = 0 if worker.ready else failed_starts + 1
+                    if failed_starts == STARTS:
+                        raise RuntimeError(
+                            f"{STARTS} reward workers in a row were lost at their start: {lost}"
+                        ) from lost
+                    if question is None:
                         continue
-                    worker.kill()
-                elif worker.replies in readable:
-                    exit_code = worker.kill()
-                    if not worker.ready:
-                        failed_starts += 1
-                        if failed_starts >= STARTS:
-                            raise RuntimeError(f"a reward worker ends at its start, with exit code {exit_code}")
-                    elif question is not None and exit_code == -signal.SIGXCPU:
+                    losses[question] += 1
+                    if lost.over_budget:
                         verdicts[question] = self._timeout(question)
-                    elif question is not None:
-                        self._after_death(question, deaths, waiting, verdicts)
-                elif question is not None and worker.cpu_seconds() > self.cpu_seconds:
-                    worker.kill()
-                    verdicts[question] = self._timeout(question)
-                elif question is not None and time.monotonic() - worker.since > self.wall_seconds:
-                    worker.kill()
-                    self._after_death(question, deaths, waiting, verdicts)
-                elif not worker.ready and time.monotonic() - worker.since > STARTUP_SECONDS:
-                    worker.kill()
-                    raise RuntimeError(f"a reward worker isn't ready after {STARTUP_SECONDS:.0f} s")
-                else:
+                    elif losses[question] == ATTEMPTS:
+                        verdicts[question] = Verdict(RewardStatus.ERROR, question[0], str(lost))
+                    else:
+                        waiting.append(question)
                     continue
-                self._staff.remove(worker)
+                if reply and question:
+                    verdicts[question] = self._verdict(question, reply)
+                    if reply["error"] or worker.served >= self.recycle_after:
+                        self._staff.remove(worker)
+                        worker.kill()
         return verdicts
 
     def _verdict(self, question: Question, reply: dict) -> Verdict:
@@ -187,16 +183,13 @@ class RewardPool:
     def _timeout(self, question: Question) -> Verdict:
         return Verdict(RewardStatus.TIMEOUT, question[0], f"more than {self.cpu_seconds:g} s of CPU time")
 
-    @staticmethod
-    def _after_death(
-        question: Question, deaths: Counter[Question], waiting: deque[Question], verdicts: dict[Question, Verdict]
-    ) -> None:
-        """Ask again after the first worker that died or stopped on a question; give up after the second."""
-        deaths[question] += 1
-        if deaths[question] > 1:
-            verdicts[question] = Verdict(RewardStatus.ERROR, question[0], "two workers died or stopped on it")
-        else:
-            waiting.append(question)
+
+class _WorkerLost(Exception):
+    """A worker that died or had to be killed; it is reaped. Says why, and whether its question's CPU budget is why."""
+
+    def __init__(self, reason: str, over_budget: bool = False) -> None:
+        super().__init__(reason)
+        self.over_budget = over_budget
 
 
 class _Worker:
@@ -205,9 +198,9 @@ class _Worker:
     def __init__(self, arguments: list[str]) -> None:
         root = str(Path(megarl.__file__).parents[1])
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
-        # A new interpreter, not a fork: forking a process with threads (torch, gloo, CUDA) deadlocks.
+        # A new interpreter, not a fork: the fork of a process with threads (torch, gloo, CUDA) can deadlock.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "megarl.rewards.worker", *arguments],
+            [sys.executable, "-P", "-m", "megarl.rewards.worker", *arguments, str(os.getpid())],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"},  # sympy's search order follows the hash
@@ -215,49 +208,63 @@ class _Worker:
             bufsize=0,
         )
         assert self._process.stdin and self._process.stdout
-        self._requests = self._process.stdin
-        self.replies = self._process.stdout
+        self._requests, self._replies = self._process.stdin, self._process.stdout
+        self.file_descriptor = self._replies.fileno()
+        self._usage = psutil.Process(self._process.pid)
+        self._cpu_before = 0.0
+        self._since = time.monotonic()  # the start, then the last question
         self.ready = False
         self.question: Question | None = None
         self.served = 0
-        self.since = time.monotonic()  # the start, then the last question
-        self._cpu_before = 0.0
+
+    @property
+    def idle(self) -> bool:
+        return self.ready and self.question is None
 
     def ask(self, question: Question) -> bool:
-        """Hand over a question; False if the process is gone, which `read` then tells."""
-        self._cpu_before = self._cpu_total()
+        """Hand over a question; False if the process is gone, which the next `look` raises."""
+        self._cpu_before = self._cpu_seconds()
         try:
             self._requests.write(json.dumps({"answer": question[0], "reference": question[1]}).encode() + b"\n")
         except BrokenPipeError:
             return False
-        self.question, self.since = question, time.monotonic()
+        self.question, self._since = question, time.monotonic()
         self.served += 1
         return True
 
-    def read(self) -> dict | None:
-        """What a readable worker says: a reply to its question, or that it is ready; None if it is dead."""
-        line = self.replies.read(4096)  # a reply is shorter than PIPE_BUF, so it arrives whole
-        if line == READY:
-            self.ready = True
-            return {"ready": True}
-        return json.loads(line) if line else None
+    def look(self, readable: bool, cpu_limit: float, wall_limit: float) -> dict | None:
+        """The reply to the question in hand, None if there is none yet; kills, reaps and raises over a limit (s)."""
+        if readable:
+            line = self._replies.read(4096)  # what a worker says is shorter than PIPE_BUF, so it arrives whole
+            if not line:
+                code = self.kill()
+                raise _WorkerLost(f"the worker ended with exit code {code}", over_budget=code == -signal.SIGXCPU)
+            if line == READY:
+                self.ready = True
+                return None
+            self.question = None
+            return json.loads(line)
+        if self.question is not None and self._cpu_seconds() - self._cpu_before > cpu_limit:
+            self.kill()
+            raise _WorkerLost("over the CPU budget", over_budget=True)
+        wall = time.monotonic() - self._since
+        if not self.idle and wall > (wall_limit if self.ready else STARTUP_SECONDS):
+            self.kill()
+            raise _WorkerLost(f"the worker was stuck for {wall:.0f} s without using its CPU budget")
+        return None
 
-    def cpu_seconds(self) -> float:
-        """CPU time since the question in hand was asked."""
-        return self._cpu_total() - self._cpu_before
-
-    def _cpu_total(self) -> float:
+    def _cpu_seconds(self) -> float:
+        """CPU time of the process and its ended children since its start."""
         try:
-            times = psutil.Process(self._process.pid).cpu_times()
+            times = self._usage.cpu_times()
         except psutil.Error:  # it just died: the pipe will say so
             return 0.0
         return times.user + times.system + times.children_user + times.children_system
 
     def kill(self) -> int:
-        """Kill the process group and reap the process; its exit code, negative for a signal. Safe to repeat."""
-        if self._process.returncode is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+        """Kill the process group and reap the process; its exit code, negative for a signal."""
+        os.killpg(self._process.pid, signal.SIGKILL)  # the group exists until its leader is reaped
         code = self._process.wait()
         self._requests.close()
-        self.replies.close()
+        self._replies.close()
         return code

@@ -17,7 +17,7 @@ from megarl.rewards import REWARDS
 
 READY = b"ready\n"
 PARENT_CHECK_SECONDS = 1.0
-CPU_SLACK_SECONDS = 2
+CPU_SLACK_SECONDS = 1
 
 
 def main(reward: str, cpu_seconds: float, memory_bytes: int, parent: int) -> None:
