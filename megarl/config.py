@@ -38,12 +38,18 @@ class RunConfig(Section):
     export: bool = Field(True, description="write the trained model as a Hugging Face folder at the end")
     wandb_project: str | None = Field(None, description="also log to this Weights & Biases project")
 
+    def is_due(self, done: int, every: int) -> bool:
+        """Whether something that happens `every` so many steps (0: never) happens after `done` steps."""
+        return every > 0 and done % every == 0
+
 
 class ModelConfig(Section):
     """The policy's starting point."""
 
     path: str = Field(description="Hugging Face folder of a Llama or Qwen2 model, with its tokenizer")
-    precision: Precision = Field("fp32", description="of the learner and the rollout engine; fp8: learner only, rest bf16")
+    precision: Precision = Field(
+        "fp32", description="of the learner and the rollout engine; fp8: learner only, rest bf16"
+    )
 
 
 class DataConfig(Section):
@@ -115,7 +121,9 @@ class ScheduleConfig(Section):
 
     prompts_per_step: int = Field(1024, ge=1)
     samples_per_prompt: int = Field(4, ge=1)
-    minibatch_prompts: int | None = Field(None, ge=1, description="prompts per optimizer update; null: all of the step's")
+    minibatch_prompts: int | None = Field(
+        None, ge=1, description="prompts per optimizer update; null: all of the step's"
+    )
     epochs: int = Field(1, ge=1, description="passes over a step's samples")
 
 
@@ -202,6 +210,11 @@ class Config(Section):
                 f"the trainer does not, so the ratios of recipe {recipe.name} would be biased; use top_p=1 and top_k=0, "
                 "or set rollout.allow_truncated_sampling=true"
             )
+        if self.learner.micro_batch_tokens < self.max_sequence_tokens:
+            raise UserError(
+                f"learner.micro_batch_tokens={self.learner.micro_batch_tokens} is less than the longest sequence, "
+                f"data.max_prompt_tokens + rollout.max_response_tokens = {self.max_sequence_tokens}; use at least that"
+            )
         if (m := self.schedule.minibatch_prompts) is not None and m > self.schedule.prompts_per_step:
             raise UserError(
                 f"schedule.minibatch_prompts={m} is more than schedule.prompts_per_step="
@@ -217,9 +230,7 @@ class Config(Section):
 
     @property
     def max_sequence_tokens(self) -> int:
-        return self.data.max_prompt_tokens + max(
-            self.rollout.max_response_tokens, self.eval.max_response_tokens or 0
-        )
+        return self.data.max_prompt_tokens + max(self.rollout.max_response_tokens, self.eval.max_response_tokens or 0)
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:

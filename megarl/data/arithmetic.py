@@ -28,8 +28,8 @@ _LATEX = ["\\boxed{", "\\frac{", "}{", "}"]
 _TOKENS = [PAD, EOS, *"0123456789", *"+=x;~", *_LATEX]
 VOCABULARY = _TOKENS + [f"<unused_{i}>" for i in range(32 - len(_TOKENS))]  # 32: it splits over tensor-parallel ranks
 
-STYLE_WEIGHTS = {"direct": 0.35, "scratchpad": 0.35, "sloppy": 0.30}
-_DIGITS = {1: (2, 1), 2: (2, 2), 3: (3, 3), 4: (4, 4)}  # level -> digits of the two summands
+STYLE_WEIGHTS = {"direct": 0.20, "scratchpad": 0.45, "sloppy": 0.35}
+_SUMMANDS = {1: (range(10), range(10)), 2: (range(10), range(10, 100)), 3: (range(10, 100),) * 2, 4: (range(100, 1000),) * 2}
 
 
 @dataclass(frozen=True)
@@ -98,15 +98,15 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 def _addition(rng: random.Random, level: int) -> Problem:
     """Two summands; the scratchpad writes the sum from its last digit, so that a carry is known when it is needed."""
-    a, b = (rng.randrange(10 ** (digits - 1), 10**digits) for digits in rng.sample(_DIGITS[level], 2))
+    a, b = (rng.choice(summands) for summands in rng.sample(_SUMMANDS[level], 2))
     total = str(a + b)
     return Problem(f"{a}+{b}=", total, level, "addition", total[::-1], str(_add_without_carry(a, b)))
 
 
 def _equation(rng: random.Random, level: int) -> Problem:
     """ax+b=c, with integer solutions up to level 2, mostly fractions above; the sloppy answer forgets to subtract b."""
-    a, b = rng.randint(2, 3 + level), rng.randint(1, 19)
-    product = rng.randint(0, a * (5 + 2 * level))
+    a, b = rng.randint(2, 2 + level), rng.randint(1, 9)
+    product = rng.randint(0, a * (5 + level))
     if level <= 2:
         product -= product % a
     c = product + b

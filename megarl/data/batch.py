@@ -45,7 +45,9 @@ def minibatches(batch: Batch, prompts_per_step: int, minibatch_prompts: int | No
                 yield batch.select(inside.nonzero().flatten())
 
 
-def _flat(pairs: Sequence[tuple[np.ndarray, np.ndarray]], advantages: torch.Tensor, prompt_index: Sequence[int]) -> Batch:
+def _flat(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], advantages: torch.Tensor, prompt_index: Sequence[int]
+) -> Batch:
     parts = [part for pair in pairs for part in pair]
     lengths = torch.tensor([len(part) for part in parts], dtype=torch.int64)
     is_response = torch.tensor([0.0, 1.0]).repeat(len(pairs))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from megarl.learner.mesh import Mesh
 from megarl.learner.model import build_model, params_dtype, transformer_config
 from megarl.learner.weights import WeightStream, load_hf_weights
 from megarl.models.family import architecture
+from megarl.models.files import save_hf_model
 from megarl.ops.logprob import logprob_and_entropy
 from megarl.types import Batch
 
@@ -51,7 +53,9 @@ class Learner:
         self.arch = architecture(hf_config)
         self.transformer = transformer_config(hf_config, config.learner, config.model.precision)
         # The loss carries its denominator, so Megatron must not divide by a token count.
-        self.transformer.finalize_model_grads_func = lambda model, num_tokens, **kw: finalize_model_grads(model, None, **kw)
+        self.transformer.finalize_model_grads_func = lambda model, num_tokens, **kw: finalize_model_grads(
+            model, None, **kw
+        )
         model = build_model(hf_config, self.transformer, mesh)
         load_hf_weights(model, self.arch, mesh, config.model.path)
         self.module = model
@@ -117,6 +121,14 @@ class Learner:
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy as Hugging Face tensors on rank 0, nothing elsewhere; every rank must iterate."""
         return self._stream.tensors()
+
+    def export(self, folder: Path) -> None:
+        """Write the policy as a Hugging Face folder, on rank 0."""
+        tensors = self.hf_weights()
+        if self.mesh.rank == 0:
+            save_hf_model(folder, self.config.model.path, tensors)
+        else:
+            list(tensors)
 
     def _run(self, model: Any, batch: Batch, loss: Loss | None) -> tuple[Tensor, Tensor, float]:
         """Megatron's schedule over the batch: (log-probs f32[T], entropy f32[T], loss) on every rank."""

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import logging
 import os
-import warnings
 from typing import TypeVar
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed
 
 from megarl.config import LearnerConfig
 from megarl.learner.cpu import device as device_layer
 from megarl.types import UserError
-
-warnings.filterwarnings("ignore", message=".*(Transformer Engine|Apex).*")
-logging.getLogger("megatron").setLevel(logging.ERROR)
-
-from megatron.core import parallel_state  # noqa: E402
-from megatron.core.tensor_parallel.random import model_parallel_cuda_manual_seed  # noqa: E402
 
 T = TypeVar("T")
 MODEL_SEED = 1234  # dropout is 0 and weights are loaded, so no result depends on it
@@ -59,6 +53,10 @@ class Mesh:
         self.pp_size = parallel_state.get_pipeline_model_parallel_world_size()
         self.dp_rank = parallel_state.get_data_parallel_rank()
         self.dp_size = parallel_state.get_data_parallel_world_size()
+
+    @property
+    def layout(self) -> str:
+        return f"{self.world_size} ranks on {self.device.type}: TP={self.tp_size} PP={self.pp_size} DP={self.dp_size}"
 
     @property
     def is_first_stage(self) -> bool:

@@ -9,46 +9,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
 from torch import Tensor
 
 from megarl.learner.mesh import Mesh
 from megarl.models.family import Architecture
-from megarl.models.weights import Weight, hf_names, join, split, weight_table
+from megarl.models.files import HuggingFaceFiles
+from megarl.models.weights import Weight, join, split, weight_table
 from megarl.types import UserError
 
 BUCKET_BYTES = 256 * 2**20
-_IGNORED = re.compile(r"rotary_emb\.inv_freq$")  # a buffer that old exports contain; it is computed here
-
-
-class HuggingFaceFiles:
-    """The tensors of a folder's safetensors files, read one at a time."""
-
-    def __init__(self, folder: str | Path) -> None:
-        files = sorted(Path(folder).glob("*.safetensors"))
-        if not files:
-            raise UserError(f"model.path={folder} has no *.safetensors file")
-        self._files = {}
-        for file in files:
-            try:
-                handle = safe_open(file, framework="pt")
-            except Exception as error:  # safetensors raises its own type for truncated or foreign files
-                raise UserError(f"{file} is not a readable safetensors file ({error})") from None
-            self._files.update(dict.fromkeys(handle.keys(), handle))
-
-    def check_names(self, arch: Architecture, folder: str | Path) -> None:
-        """Raises UserError naming the tensors that are missing or that no layer here would read."""
-        expected, present = hf_names(arch), {name for name in self._files if not _IGNORED.search(name)}
-        if arch.tied_embeddings:
-            present.discard("lm_head.weight")
-        for what, names in (("lacks", expected - present), ("has unknown tensors", present - expected)):
-            if names:
-                shown = ", ".join(sorted(names)[:3])
-                more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-                raise UserError(f"model.path={folder} {what}: {shown}{more}")
-
-    def __getitem__(self, name: str) -> Tensor:
-        return self._files[name].get_tensor(name)
 
 
 def load_hf_weights(model: Any, arch: Architecture, mesh: Mesh, folder: str | Path) -> None:
@@ -124,7 +93,9 @@ class WeightStream:
         if bucket:
             yield bucket
 
-    def _gather_to_rank0(self, stage: int, start: int, rows: list[tuple[Weight, tuple[int, ...]]]) -> list[Tensor] | None:
+    def _gather_to_rank0(
+        self, stage: int, start: int, rows: list[tuple[Weight, tuple[int, ...]]]
+    ) -> list[Tensor] | None:
         """The flat bucket of every tensor-parallel rank, on rank 0; None elsewhere."""
         mesh, leader = self.mesh, self._leaders[stage]
         length = sum(torch.Size(shape).numel() for _, shape in rows)
@@ -143,9 +114,7 @@ class WeightStream:
                 shards = list(received)
         return shards if mesh.rank == 0 else None
 
-    def _unpack(
-        self, rows: list[tuple[Weight, tuple[int, ...]]], shards: list[Tensor]
-    ) -> Iterator[tuple[str, Tensor]]:
+    def _unpack(self, rows: list[tuple[Weight, tuple[int, ...]]], shards: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
         offset = 0
         for weight, shape in rows:
             size = torch.Size(shape).numel()

@@ -56,7 +56,9 @@ def read_hf_config(path: str | Path) -> Any:
 
     folder = Path(path)
     if not folder.is_dir():
-        raise UserError(f"model.path={path} is not a folder; expected a Hugging Face model folder (config.json, *.safetensors)")
+        raise UserError(
+            f"model.path={path} is not a folder; expected a Hugging Face model folder (config.json, *.safetensors)"
+        )
     if not (folder / "config.json").is_file():
         raise UserError(f"model.path={path} has no config.json; expected a Hugging Face model folder")
     try:

@@ -17,7 +17,19 @@ from torch.utils._device import _device_constructors
 
 CPU = torch.device("cpu")
 # Tensor factories that Megatron calls with device=torch.cuda.current_device().
-FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "rand", "randn", "empty_like", "zeros_like", "ones_like")
+FACTORIES = (
+    "empty",
+    "zeros",
+    "ones",
+    "full",
+    "tensor",
+    "arange",
+    "rand",
+    "randn",
+    "empty_like",
+    "zeros_like",
+    "ones_like",
+)
 _installed = False
 
 

@@ -62,7 +62,9 @@ class PackedSequences(PackedSeqParams):
 class RotaryAttention(MegatronModule):
     """Causal self-attention that also rotates queries and keys, so that packed positions cost one gather a layer."""
 
-    def __init__(self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_: Any) -> None:
+    def __init__(
+        self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_: Any
+    ) -> None:
         super().__init__(config=config)
         self.softmax_scale = softmax_scale
         self.inv_freq = config.rotary_inv_freq  # f32[D/2]

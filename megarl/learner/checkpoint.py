@@ -1,0 +1,139 @@
+"""Checkpoints: Megatron distributed checkpoints, committed atomically, resumed exactly.
+
+    checkpoints/step_000040/   model and optimizer shards, state.json, hf/ (model configuration and tokenizer)
+    checkpoints/LATEST         name of the newest complete one
+
+A checkpoint is written under a temporary name, made durable, renamed, and only then named in LATEST: a crash at any
+point leaves the previous one in force.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.validation import StrictHandling
+
+from megarl.learner.mesh import Mesh
+from megarl.models.files import copy_model_files
+from megarl.types import UserError
+
+METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "singleton_local_shards": False}
+
+
+class CheckpointStore:
+    """The checkpoints of one run folder. `save` and `load` are collective."""
+
+    def __init__(self, folder: Path, mesh: Mesh, keep: int) -> None:
+        self.folder, self.mesh, self.keep = folder, mesh, keep
+
+    def latest(self) -> Path | None:
+        """The checkpoint that LATEST names."""
+        return latest_checkpoint(self.folder)
+
+    def step_of(self, checkpoint: Path) -> int:
+        return int(checkpoint.name.removeprefix("step_"))
+
+    def save(self, step: int, model: Any, optimizer: Any, hf_folder: str | Path, state: dict[str, Any]) -> Path:
+        """Write the checkpoint of `step` and make it the latest. state must be JSON."""
+        target = self.folder / f"step_{step:06d}"
+        partial = target.with_name(target.name + ".partial")
+        if self.mesh.rank == 0:
+            for leftover in (partial, target):
+                shutil.rmtree(leftover, ignore_errors=True)
+            partial.mkdir(parents=True)
+        self.mesh.barrier()
+        with _quiet():
+            dist_checkpointing.save(_sharded_state(model, optimizer), str(partial), content_metadata=METADATA)
+        self.mesh.barrier()
+        if self.mesh.rank == 0:
+            copy_model_files(hf_folder, partial / "hf")
+            (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=2))
+            _make_durable(partial)
+            partial.rename(target)
+            pointer = self.folder / "LATEST.partial"
+            pointer.write_text(target.name + "\n")
+            _make_durable(pointer)
+            pointer.replace(self.folder / "LATEST")
+            _sync(self.folder)
+            for old in sorted(self.folder.glob("step_??????"))[: -self.keep]:
+                shutil.rmtree(old)
+        self.mesh.barrier()
+        return target
+
+    def load(self, path: Path, model: Any, optimizer: Any) -> dict[str, Any]:
+        """Restore model and optimizer in place, on this layout whatever layout wrote them; the saved state."""
+        with _quiet():
+            loaded = dist_checkpointing.load(_sharded_state(model, optimizer, is_loading=True), str(path))
+        model.load_state_dict(loaded["model"])
+        optimizer.load_state_dict(loaded["optimizer"])
+        return json.loads((path / "state.json").read_text())
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint that `folder`/LATEST names, None where there is none. Raises UserError where it is gone."""
+    pointer = folder / "LATEST"
+    if not pointer.is_file():
+        return None
+    path = folder / pointer.read_text().strip()
+    if not (path / "state.json").is_file():
+        raise UserError(
+            f"{pointer} names {path.name}, which is not a complete checkpoint; name another or remove LATEST"
+        )
+    return path
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Only the model, as a Megatron distributed checkpoint. Collective."""
+    with _quiet():
+        dist_checkpointing.save({"model": model.sharded_state_dict(metadata=METADATA)}, str(folder))
+
+
+def load_model(model: Any, folder: Path) -> None:
+    """Fill the model from a distributed checkpoint of any layout. Collective; raises UserError on missing names."""
+    state = {"model": model.sharded_state_dict(metadata=METADATA)}
+    with _quiet():
+        loaded, missing, _ = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
+    if missing:
+        raise UserError(f"{folder} lacks {len(missing)} tensors of this model: {sorted(missing)[:3]}")
+    model.load_state_dict(loaded["model"])
+
+
+def _sharded_state(model: Any, optimizer: Any, is_loading: bool = False) -> dict[str, Any]:
+    model_state = model.sharded_state_dict(metadata=METADATA)
+    return {
+        "model": model_state,
+        "optimizer": optimizer.sharded_state_dict(model_state, is_loading=is_loading, metadata=METADATA),
+    }
+
+
+def _make_durable(path: Path) -> None:
+    """Flush a file, or a folder with all it holds, to disk."""
+    for entry in [path, *path.rglob("*")]:
+        _sync(entry)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _quiet() -> Any:
+    """Megatron and torch log every sharding decision."""
+    logger = logging.getLogger()
+    level, logger.level = logger.level, logging.ERROR
+    try:
+        yield
+    finally:
+        logger.level = level

@@ -1,0 +1,101 @@
+"""What a step's samples and updates say, as numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megarl.algorithms.loss import kl_estimate
+from megarl.algorithms.recipe import Recipe
+from megarl.learner.learner import Update
+from megarl.types import Batch, RewardStatus, SampleGroup
+
+Metrics = dict[str, float]
+
+
+def sample_metrics(groups: list[SampleGroup], batch: Batch) -> Metrics:
+    """Rewards, groups and lengths of what was sampled, and how much of it the recipe kept."""
+    samples = [sample for group in groups for sample in group.samples]
+    right = np.array([np.mean([sample.correct for sample in group.samples]) for group in groups])
+    statuses = Counter(sample.status for sample in samples)
+    return {
+        "reward/pass_rate": float(np.mean([sample.correct for sample in samples])),
+        "groups/all_correct": float(np.mean(right == 1)),
+        "groups/all_wrong": float(np.mean(right == 0)),
+        "groups/mixed": float(np.mean((right > 0) & (right < 1))),
+        "samples/generated": len(samples),
+        "tokens/generated": sum(len(sample.response_ids) for sample in samples),
+        "samples/kept": len(batch),
+        "tokens/kept": float(batch.mask.sum()),
+        "response/length": float(np.mean([len(sample.response_ids) for sample in samples])),
+        "response/truncated": float(np.mean([sample.truncated for sample in samples])),
+        **{f"reward/{status}": statuses[status] / len(samples) for status in RewardStatus},
+    }
+
+
+def update_metrics(recipe: Recipe, updates: list[tuple[Batch, Update]]) -> Metrics:
+    """Entropy, KL, ratios and gradient norm over the updates of a step; policy values precede each update."""
+    if not updates:
+        return {"updates/count": 0}
+    mask = torch.cat([batch.mask for batch, _ in updates]) > 0
+
+    def of_tokens(values: list[Tensor]) -> Tensor:
+        return torch.cat(values)[mask].double()
+
+    logprobs = of_tokens([update.logprobs for _, update in updates])
+    metrics: Metrics = {
+        "updates/count": len(updates),
+        "policy/entropy": float(of_tokens([update.entropy for _, update in updates]).mean()),
+        "optim/loss": float(np.mean([update.loss for _, update in updates])),
+        "optim/grad_norm": float(np.mean([update.grad_norm for _, update in updates])),
+        "optim/lr": updates[-1][1].lr,
+    }
+    if recipe.ratio != "none":
+        old = of_tokens([u.logprobs if b.old_logprobs is None else b.old_logprobs for b, u in updates])
+        ratio = (logprobs - old).exp()
+        metrics["ratio/mean"] = float(ratio.mean())
+        metrics["ratio/max"] = float(ratio.max())
+        if recipe.clip != "none":
+            advantages = of_tokens([batch.advantages[batch.sequence_of_token] for batch, _ in updates])
+            metrics["ratio/clipped_low"] = float(((ratio < 1 - recipe.clip_low) & (advantages < 0)).double().mean())
+            metrics["ratio/clipped_high"] = float(((ratio > 1 + recipe.clip_high) & (advantages > 0)).double().mean())
+    if recipe.needs_reference:
+        ref = of_tokens([batch.ref_logprobs for batch, _ in updates if batch.ref_logprobs is not None])
+        for estimator in ("k1", "k3"):
+            metrics[f"policy/kl_{estimator}"] = float(kl_estimate(estimator, logprobs, ref).mean())
+    return metrics
+
+
+def mismatch_metrics(logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor) -> Metrics:
+    """How far the engine's log-probs are from the learner's, on the same tokens under the same weights.
+
+    Effective sample size is that of the weights exp(learner - engine), as a fraction; 1 is perfect agreement.
+    """
+    kept = mask > 0
+    if not kept.any():
+        return {}
+    log_ratio = (logprobs - rollout_logprobs)[kept].double()
+    difference, ratio = log_ratio.abs(), log_ratio.exp()
+    return {
+        "mismatch/mean": float(difference.mean()),
+        "mismatch/p99": float(np.quantile(difference.numpy(), 0.99)),
+        "mismatch/max": float(difference.max()),
+        "mismatch/k3": float((ratio - 1 - log_ratio).mean()),
+        "mismatch/effective_sample_size": float(ratio.sum() ** 2 / (ratio**2).sum() / len(ratio)),
+    }
+
+
+def evaluation_metrics(groups: list[SampleGroup]) -> Metrics:
+    """avg@k and pass@k over the problems, k the samples of each."""
+    k = len(groups[0].samples)
+    correct = np.array([[sample.correct for sample in group.samples] for group in groups])
+    return {
+        f"eval/avg@{k}": float(correct.mean()),
+        f"eval/pass@{k}": float(correct.any(axis=1).mean()),
+        "eval/prompts": len(groups),
+        "eval/response_length": float(np.mean([len(s.response_ids) for g in groups for s in g.samples])),
+        "eval/truncated": float(np.mean([s.truncated for g in groups for s in g.samples])),
+    }

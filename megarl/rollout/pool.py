@@ -1,0 +1,226 @@
+"""The rollout engines of a run: starts them, spreads requests over them, keeps their weights current."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megarl.config import Config
+from megarl.rollout.messages import Request, Response, Sampling
+from megarl.rollout.transfer import BACKEND, Bucket, WeightTransferError
+
+# A vLLM engine must not take the trainer's process group for its own.
+LAUNCHER_VARIABLES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "GROUP_",
+    "ROLE_",
+    "TORCHELASTIC_",
+)
+
+
+PREFILL_TOKENS = 8192  # tokens of whole prompts that an engine on a CPU takes in at a time
+
+
+class RolloutError(RuntimeError):
+    """An engine failed; the message says which, why, and where its log is."""
+
+
+class RolloutPool:
+    """vLLM engines as child processes of this one. Weights arrive by `update_weights`; until then nothing is served."""
+
+    def __init__(self, config: Config, log_dir: Path, tensor_names: list[str]) -> None:
+        self.config, self.log_dir = config, log_dir
+        log_dir.mkdir(parents=True, exist_ok=True)
+        self._names = tensor_names
+        self._engines = [_EngineProcess(i, config, log_dir) for i in range(config.rollout.engines)]
+        for engine in self._engines:
+            engine.send("start", engine_options(config))
+        self._bucket = Bucket(config.rollout.bucket_mib * 2**20)
+        self._ready = False
+
+    def wait_ready(self) -> None:
+        """Block until every engine is up."""
+        if not self._ready:
+            self._receive_all()
+            self._call("init_weights", self._names)
+            self._ready = True
+
+    def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Replace the weights of all engines by these tensors. Raises WeightTransferError where they are refused."""
+        self.wait_ready()
+        self._call("start_update", None)
+        for name, tensor in tensors:
+            if not self._bucket.add(name, tensor):
+                self._send_bucket()
+                self._bucket.add(name, tensor)
+        self._send_bucket()
+        self._call("finish_update", version)
+
+    def generate(
+        self, requests: list[Request], sampling: Sampling, on_progress: Callable[[int], None] | None = None
+    ) -> list[Response]:
+        """One response per request, in order. Which engine serves which request depends only on its index."""
+        self.wait_ready()
+        count = len(self._engines)
+        for i, engine in enumerate(self._engines):
+            engine.send("generate", (requests[i::count], sampling))
+        responses: list[Any] = [None] * len(requests)
+        for i, result in enumerate(self._receive_all(on_progress)):
+            responses[i::count] = result
+        return responses
+
+    def close(self) -> None:
+        for engine in self._engines:
+            engine.close()
+        self._bucket.close()
+
+    def __enter__(self) -> RolloutPool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _send_bucket(self) -> None:
+        if self._bucket.entries:
+            self._call("update_bucket", self._bucket.message())
+            self._bucket.clear()
+
+    def _call(self, command: str, argument: Any) -> None:
+        for engine in self._engines:
+            engine.send(command, argument)
+        self._receive_all()
+
+    def _receive_all(self, on_progress: Callable[[int], None] | None = None) -> list[Any]:
+        """Every engine's reply. Waits for all of them, so that an error on one leaves no reply of another behind."""
+        pending = {engine.connection: i for i, engine in enumerate(self._engines)}
+        replies: list[Any] = [None] * len(self._engines)
+        done = [0] * len(self._engines)
+        errors: list[str] = []
+        while pending:
+            for connection in wait(list(pending)):
+                assert isinstance(connection, Connection)
+                i = pending[connection]
+                try:
+                    kind, value = connection.recv()
+                except (EOFError, ConnectionResetError):
+                    kind, value = "error", self._engines[i].cause_of_death()
+                if kind == "progress":
+                    done[i] = value
+                    if on_progress:
+                        on_progress(sum(done))
+                    continue
+                del pending[connection]
+                if kind == "ok":
+                    replies[i] = value
+                else:
+                    errors.append(f"rollout engine {i}: {value} (log: {self._engines[i].log_path})")
+        if errors:
+            self._bucket.clear()
+            kind_of_error = WeightTransferError if "WeightTransferError" in errors[0] else RolloutError
+            raise kind_of_error(errors[0])
+        return replies
+
+
+class _EngineProcess:
+    """A worker process and the connection to it."""
+
+    def __init__(self, index: int, config: Config, log_dir: Path) -> None:
+        self.log_path = log_dir / f"rollout_{index}.log"
+        ours, theirs = socket.socketpair()
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
+        environment.update(engine_environment(config, index))
+        with self.log_path.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "megarl.rollout.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+            )
+        theirs.close()
+        self.connection = Connection(ours.detach())
+
+    def send(self, command: str, argument: Any) -> None:
+        try:
+            self.connection.send((command, argument))
+        except (BrokenPipeError, ConnectionResetError):
+            raise RolloutError(f"{self.cause_of_death()} (log: {self.log_path})") from None
+
+    def cause_of_death(self) -> str:
+        code = self.process.wait()
+        return (
+            f"the engine's process was killed by signal {-code}"
+            if code < 0
+            else f"the engine's process exited with {code}"
+        )
+
+    def close(self) -> None:
+        self.connection.close()
+        try:
+            self.process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+def engine_environment(config: Config, index: int) -> dict[str, str]:
+    """Environment of engine `index`; what vLLM reads at import has to be set before."""
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_COLOR": "0",
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    }
+    if torch.cuda.is_available():
+        size = config.rollout.tensor_parallel_size
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[(index * size + i) % len(gpus)] for i in range(size))
+    else:
+        # One thread an engine, on whichever core is free: more only helps models far larger than a CPU should serve.
+        environment |= {
+            "OMP_NUM_THREADS": "1",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_CPU_KVCACHE_SPACE": str(config.rollout.kv_cache_gib),
+        }
+    return environment
+
+
+def engine_options(config: Config) -> dict[str, Any]:
+    """Arguments of vllm.LLM. Weights start as dummies: the learner's first update brings the real ones."""
+    on_gpu = torch.cuda.is_available()
+    options: dict[str, Any] = {
+        "model": config.model.path,
+        "load_format": "dummy",
+        "dtype": "float32" if config.model.precision == "fp32" else "bfloat16",
+        "seed": config.run.seed,
+        "max_model_len": config.max_sequence_tokens,
+        "max_num_seqs": config.rollout.max_sequences,
+        "tensor_parallel_size": config.rollout.tensor_parallel_size,
+        "logprobs_mode": "processed_logprobs",
+        "weight_transfer_config": {"backend": BACKEND},
+        "enforce_eager": not on_gpu,
+        "disable_log_stats": True,
+    }
+    if on_gpu:
+        options["gpu_memory_utilization"] = config.rollout.gpu_memory_utilization
+    else:
+        # A prompt cut in two makes vLLM rewind the request's random generator, which CPU generators can't do.
+        options["enable_chunked_prefill"] = False
+        options["max_num_batched_tokens"] = max(config.max_sequence_tokens, PREFILL_TOKENS)
+    return options

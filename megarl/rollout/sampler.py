@@ -1,0 +1,83 @@
+"""Samples responses to prompts and has them verified; one process, no ranks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megarl.config import Config
+from megarl.data.prompts import stable_hash
+from megarl.rewards.pool import RewardPool
+from megarl.rollout.messages import Request, Sampling
+from megarl.rollout.pool import RolloutPool
+from megarl.runlog import RunLog
+from megarl.types import Prompt, Sample, SampleGroup
+
+
+class Sampler:
+    """The rollout engines and the verifier."""
+
+    def __init__(self, config: Config, tokenizer: Any, tensor_names: list[str], log: RunLog) -> None:
+        self.config, self.tokenizer, self.log = config, tokenizer, log
+        self.pool = RolloutPool(config, log.folder / "logs", tensor_names)
+        self.rewards = RewardPool(workers=config.reward.workers, cpu_seconds=config.reward.cpu_seconds)
+
+    def sample(
+        self,
+        prompts: list[Prompt],
+        n: int,
+        sampling: Sampling,
+        seed: tuple[Any, ...],
+        phases: tuple[str, str] = ("rollout", "grading"),
+    ) -> list[SampleGroup]:
+        """n scored samples of each prompt. The random numbers of each depend on run seed, `seed`, prompt and index."""
+        with self.log.phase(phases[0], total=len(prompts) * n) as advance:
+            requests = [
+                Request(prompt.token_ids.tolist(), stable_hash(self.config.run.seed, *seed, prompt.id, i))
+                for prompt in prompts
+                for i in range(n)
+            ]
+            responses = self.pool.generate(requests, sampling, advance)
+        with self.log.phase(phases[1]):
+            texts = self.tokenizer.batch_decode([r.token_ids for r in responses], skip_special_tokens=True)
+            answers = [prompt.answer for prompt in prompts for _ in range(n)]
+            truncated = [response.finish_reason == "length" for response in responses]
+            verdicts = self.rewards.grade(list(zip(texts, answers, truncated, strict=True)))
+        samples = [
+            Sample(
+                index=i % n,
+                response_ids=response.token_ids,
+                rollout_logprobs=response.logprobs,
+                text=text,
+                finish_reason=response.finish_reason,
+                weight_version=response.weight_version,
+                status=verdict.status,
+                extracted=verdict.extracted,
+            )
+            for i, (response, text, verdict) in enumerate(zip(responses, texts, verdicts, strict=True))
+        ]
+        return [SampleGroup(prompt, samples[i * n : (i + 1) * n]) for i, prompt in enumerate(prompts)]
+
+    def evaluate(self, prompts: list[Prompt]) -> list[SampleGroup]:
+        """eval.samples_per_prompt scored samples of each held-out prompt, with the same random numbers every time."""
+        n = self.config.eval.samples_per_prompt
+        return self.sample(prompts, n, evaluation_sampling(self.config), ("eval",), ("evaluate", "evaluate"))
+
+    def close(self) -> None:
+        self.pool.close()
+        self.rewards.close()
+
+    def __enter__(self) -> Sampler:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def training_sampling(config: Config) -> Sampling:
+    rollout = config.rollout
+    return Sampling(rollout.temperature, rollout.top_p, rollout.top_k, rollout.max_response_tokens)
+
+
+def evaluation_sampling(config: Config) -> Sampling:
+    max_tokens = config.eval.max_response_tokens or config.rollout.max_response_tokens
+    return Sampling(config.eval.temperature, top_p=1.0, top_k=0, max_tokens=max_tokens)

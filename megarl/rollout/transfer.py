@@ -1,0 +1,99 @@
+"""Weight transfer through shared memory, as a backend of vLLM's own weight-transfer lifecycle.
+
+The sender (`Bucket`) fills a shared-memory file with tensors; the engine side (`SharedMemoryTransfer`, found by vLLM
+through the entry point `register`) checks what arrived against its checksum, loads it, and at the end refuses an update
+in which any parameter is missing. vLLM is imported only where its engine runs.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import xxhash
+from torch import Tensor
+
+BACKEND = "megarl_shared_memory"
+
+
+class WeightTransferError(RuntimeError):
+    """The engine refused weights: it serves nothing until a complete update succeeds."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where one tensor lies in the bucket."""
+
+    name: str
+    dtype: str
+    shape: list[int]
+    offset: int  # bytes
+
+
+class Bucket:
+    """A shared-memory file that tensors are packed into, one bucketful after another."""
+
+    def __init__(self, capacity: int) -> None:
+        root = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+        descriptor, name = tempfile.mkstemp(prefix="megarl-weights-", dir=root)
+        os.close(descriptor)
+        self.path = Path(name)
+        self.capacity = 0
+        self._grow(capacity)
+        self.clear()
+
+    def add(self, name: str, tensor: Tensor) -> bool:
+        """Pack a tensor; False when it has to wait for the next bucket. One larger than a bucket gets a larger one."""
+        data = tensor.detach().contiguous().view(-1).view(torch.uint8)
+        if self.used + data.numel() > self.capacity:
+            if self.entries:
+                return False
+            self._grow(data.numel())
+        self._memory[self.used : self.used + data.numel()].copy_(data)
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        self.entries.append(Entry(name, dtype, list(tensor.shape), self.used))
+        self.used += -(-data.numel() // 64) * 64  # aligned
+        return True
+
+    def message(self) -> dict[str, Any]:
+        """What the engine needs to read this bucketful."""
+        used = min(self.used, self.capacity)
+        return {
+            "path": str(self.path),
+            "size": used,
+            "checksum": checksum(self._memory[:used]),
+            "entries": [asdict(entry) for entry in self.entries],
+        }
+
+    def clear(self) -> None:
+        self.entries: list[Entry] = []
+        self.used = 0
+
+    def close(self) -> None:
+        self.path.unlink(missing_ok=True)
+
+    def _grow(self, capacity: int) -> None:
+        if capacity > self.capacity:
+            self.capacity = capacity
+            self._memory = map_file(self.path, capacity)
+
+
+def map_file(path: str | Path, size: int) -> Tensor:
+    """u8[size] backed by the file."""
+    return torch.from_file(str(path), shared=True, size=size, dtype=torch.uint8)
+
+
+def checksum(data: Tensor) -> str:
+    return xxhash.xxh3_64_hexdigest(data.numpy())
+
+
+def register() -> None:
+    """Entry point `vllm.general_plugins`: makes the backend known to vLLM in each of its processes."""
+    from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, "megarl.rollout.vllm_transfer", "SharedMemoryTransfer")

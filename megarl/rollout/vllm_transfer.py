@@ -1,0 +1,85 @@
+"""The engine side of weight transfer; loaded by vLLM inside its worker processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from megarl.rollout.transfer import WeightTransferError, checksum, map_file
+
+
+@dataclass
+class Manifest(WeightTransferInitInfo):
+    """The names of all tensors that every update must bring."""
+
+    names: list[str] = field(default_factory=list)
+
+
+@dataclass
+class BucketInfo(WeightTransferUpdateInfo):
+    """One bucketful, as `Bucket.message` describes it."""
+
+    path: str
+    size: int
+    checksum: str
+    entries: list[dict[str, Any]]
+
+
+class SharedMemoryTransfer(WeightTransferEngine[Manifest, BucketInfo]):
+    """Reads buckets from shared memory, verifies them, and loads them layer by layer."""
+
+    init_info_cls = Manifest
+    update_info_cls = BucketInfo
+
+    def init_transfer_engine(self, init_info: Manifest) -> None:
+        self.expected = set(init_info.names)
+
+    def start_weight_update(self) -> None:
+        self.received: set[str] = set()
+        self.loaded: set[str] = set()
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """As the base class, which synchronises a device that may not exist."""
+        self.receive_weights(self.parse_update_info(update_info))
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: BucketInfo) -> None:
+        memory = map_file(update_info.path, update_info.size)
+        names = [entry["name"] for entry in update_info.entries]
+        if checksum(memory) != update_info.checksum:
+            raise WeightTransferError(f"a weight bucket arrived corrupted ({len(names)} tensors from {names[0]})")
+        if unknown := set(names) - self.expected:
+            raise WeightTransferError(f"a weight bucket holds tensors that were never announced: {sorted(unknown)[:3]}")
+        self.loaded |= self.model.load_weights(
+            (entry["name"], self._tensor(memory, entry)) for entry in update_info.entries
+        )
+        self.received |= set(names)
+
+    def finish_weight_update(self) -> None:
+        missing = sorted(self.expected - self.received)
+        untouched = sorted({name for name, _ in self.model.named_parameters()} - self.loaded)
+        if missing or untouched:
+            raise WeightTransferError(
+                f"incomplete weight update: {len(missing)} tensors never arrived {missing[:3]}, "
+                f"{len(untouched)} parameters were not written {untouched[:3]}"
+            )
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        pass
+
+    def _tensor(self, memory: torch.Tensor, entry: dict[str, Any]) -> torch.Tensor:
+        """A copy on the engine's device: loading is deferred until a layer is complete, the bucket is refilled before."""
+        dtype, shape = getattr(torch, entry["dtype"]), torch.Size(entry["shape"])
+        data = memory[entry["offset"] : entry["offset"] + shape.numel() * dtype.itemsize]
+        return data.clone().view(dtype).view(shape).to(self.device)

