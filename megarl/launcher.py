@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import uuid
 from pathlib import Path
 
 from megarl.config import Config
@@ -25,6 +26,7 @@ def launch(config: Config, arguments: list[str]) -> None:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     # CPU ranks share the cores; more threads than cores would fight each other.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")  # Megatron's overlap needs one queue
     ranks = config.learner.world_size or config.learner.model_parallel_size
     logs = Path(config.run.dir) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
@@ -32,6 +34,7 @@ def launch(config: Config, arguments: list[str]) -> None:
         min_nodes=1,
         max_nodes=1,
         nproc_per_node=ranks,
+        run_id=uuid.uuid4().hex,
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         max_restarts=0,

@@ -23,13 +23,18 @@ SPLITS = ("train", "test")
 MAX_PROMPT_TOKENS = 12
 MAX_RESPONSE_TOKENS = 24  # with the end-of-sequence token
 
-PAD, EOS = "<pad>", "<eos>"
+PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 _LATEX = ["\\boxed{", "\\frac{", "}{", "}"]
-_TOKENS = [PAD, EOS, *"0123456789", *"+=x;~", *_LATEX]
+_TOKENS = [PAD, EOS, UNKNOWN, *"0123456789", *"+=x;~", *_LATEX]
 VOCABULARY = _TOKENS + [f"<unused_{i}>" for i in range(32 - len(_TOKENS))]  # 32: it splits over tensor-parallel ranks
 
-STYLE_WEIGHTS = {"direct": 0.20, "scratchpad": 0.45, "sloppy": 0.35}
-_SUMMANDS = {1: (range(10), range(10)), 2: (range(10), range(10, 100)), 3: (range(10, 100),) * 2, 4: (range(100, 1000),) * 2}
+STYLE_WEIGHTS = {"direct": 0.20, "scratchpad": 0.35, "sloppy": 0.45}
+_SUMMANDS = {
+    1: (range(10), range(10)),
+    2: (range(10), range(10, 100)),
+    3: (range(10, 100),) * 2,
+    4: (range(100, 1000),) * 2,
+}
 
 
 @dataclass(frozen=True)
@@ -79,18 +84,23 @@ def demonstration(problem: Problem, rng: random.Random) -> str:
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer over VOCABULARY that raises on any other text; save_pretrained makes it part of a HF folder."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    """A tokenizer over VOCABULARY; save_pretrained makes it part of a Hugging Face folder.
+
+    AutoTokenizer rebuilds the tokenizer of a Qwen2 model from its vocabulary, merges and added tokens and ignores the
+    rest, so this is byte-pair encoding without merges, and the tokens of several characters are added tokens.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast
 
     ids = {token: index for index, token in enumerate(VOCABULARY)}
-    backend = Tokenizer(models.WordLevel(ids))
-    backend.pre_tokenizer = pre_tokenizers.Split(Regex(r"\\boxed\{|\\frac\{|\}\{|."), "isolated")
+    backend = Tokenizer(models.BPE(vocab=ids, merges=[], unk_token=UNKNOWN))
     backend.decoder = decoders.Fuse()
+    backend.add_tokens([AddedToken(token, normalized=False) for token in _LATEX if len(token) > 1])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         eos_token=EOS,
         pad_token=PAD,
+        unk_token=UNKNOWN,
         padding_side="left",
         clean_up_tokenization_spaces=False,
     )

@@ -11,7 +11,8 @@ from megarl.learner.cpu import device
 device.install()
 logging.getLogger("megatron").setLevel(logging.ERROR)
 for message in (
-    ".*Transformer Engine and Apex are not installed",  # said once, by the layout line of a run
+    ".*Apex.*not installed",  # optional; torch supplies what they would
+    ".*CUDA_DEVICE_MAX_CONNECTIONS",  # of no use without a GPU; the launcher sets it
     ".*full scope is deprecated",
     r".*The \.grad attribute of a Tensor that is not a leaf",
     ".*`torch.distributed.*` is deprecated",

@@ -72,6 +72,7 @@ class Learner:
             model,
         )
         self.optimizer = get_megatron_optimizer(_optimizer_config(config), [self.policy])
+        _initialise_state(self.optimizer)
         self._forward_backward = get_forward_backward_func()
         self._stream = WeightStream(model, self.arch, mesh)
 
@@ -222,3 +223,15 @@ def _optimizer_config(config: Config) -> OptimizerConfig:
         bf16=dtype is torch.bfloat16,
         use_distributed_optimizer=config.learner.use_distributed_optimizer,
     )
+
+
+def _initialise_state(optimizer: Any) -> None:
+    """Give torch's AdamW its moments now: a checkpoint may be due before the first update, when all was filtered away."""
+    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        if isinstance(part.optimizer, torch.optim.AdamW):
+            for group in part.optimizer.param_groups:
+                for param in group["params"]:
+                    state = part.optimizer.state[param]
+                    state["step"] = torch.zeros(())
+                    state["exp_avg"] = torch.zeros_like(param)
+                    state["exp_avg_sq"] = torch.zeros_like(param)

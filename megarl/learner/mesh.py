@@ -37,7 +37,8 @@ class Mesh:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         timeout = datetime.timedelta(minutes=timeout_minutes)
-        dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
+        if not dist.is_initialized():
+            dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
         # Decisions and metrics are host data: they travel over gloo whatever the tensors use.
         self.control = dist.new_group(backend="gloo", timeout=timeout)
         parallel_state.initialize_model_parallel(
@@ -86,6 +87,8 @@ class Mesh:
     def barrier(self) -> None:
         dist.barrier(group=self.control)
 
-    def close(self) -> None:
+    def close(self, last: bool = True) -> None:
+        """Dissolve the layout; with `last`, the job's process group too (it can't be made twice)."""
         parallel_state.destroy_model_parallel()
-        dist.destroy_process_group()
+        if last:
+            dist.destroy_process_group()

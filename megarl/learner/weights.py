@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,14 +52,23 @@ def named_weights(model: Any, arch: Architecture) -> list[tuple[Weight, Tensor]]
 class WeightStream:
     """Streams the whole model, resharded, as Hugging Face tensors to rank 0.
 
+    `value` of each parameter is streamed: itself, or something of its shape.
+
     Collective: every rank iterates `tensors()`; only rank 0 gets tensors. Parameters travel in buckets: one all-gather
     over the tensor-parallel group and, from later pipeline stages, one send to rank 0.
     """
 
-    def __init__(self, model: Any, arch: Architecture, mesh: Mesh, bucket_bytes: int = BUCKET_BYTES) -> None:
+    def __init__(
+        self,
+        model: Any,
+        arch: Architecture,
+        mesh: Mesh,
+        bucket_bytes: int = BUCKET_BYTES,
+        value: Callable[[Tensor], Tensor] = lambda param: param.data,
+    ) -> None:
         self.arch, self.mesh, self.bucket_bytes = arch, mesh, bucket_bytes
         self._mine = [
-            (weight, param.data)
+            (weight, value(param))
             for weight, param in named_weights(model, arch)
             # The tied copy of the last stage is the first stage's embedding again.
             if not (arch.tied_embeddings and weight.megatron == "output_layer.weight" and not mesh.is_first_stage)

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from huggingface_hub import save_torch_state_dict
+from huggingface_hub.utils import disable_progress_bars
 from safetensors import safe_open
 from torch import Tensor
 
@@ -73,4 +74,5 @@ def save_hf_model(target: Path, source: str | Path, tensors: Iterable[tuple[str,
     config.pop("torch_dtype", None)
     config["dtype"] = str(next(iter(state.values())).dtype).removeprefix("torch.")
     config_path.write_text(json.dumps(config, indent=2) + "\n")
+    disable_progress_bars()
     save_torch_state_dict(state, target, metadata={"format": "pt"}, max_shard_size="5GB")

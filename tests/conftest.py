@@ -1,0 +1,67 @@
+"""Shared by all tests: tiny models made on the spot, and a way to run a rank program under torchrun."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+torch.set_num_threads(1)
+VOCABULARY = 50  # not a multiple of 4, so that tensor-parallel shards are padded
+
+
+def make_model(folder: Path, family: str, seed: int = 0) -> Path:
+    """A random model with 4 layers, 4 query heads, 2 key-value heads; every parameter differs from its neighbours."""
+    from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
+
+    from megarl.data import arithmetic
+
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "vocab_size": VOCABULARY,
+        "eos_token_id": 1,
+        "pad_token_id": 0,
+        "bos_token_id": None,
+    }
+    torch.manual_seed(seed)
+    if family == "qwen2":
+        model = Qwen2ForCausalLM(Qwen2Config(**shape, tie_word_embeddings=False))
+    else:
+        model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
+    with torch.no_grad():
+        for param in model.parameters():
+            param.add_(torch.randn_like(param) * 0.15)
+    model.save_pretrained(folder)
+    arithmetic.tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def qwen2(tmp_path_factory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "qwen2", "qwen2")
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory) -> Path:
+    return make_model(tmp_path_factory.mktemp("models") / "llama", "llama")
+
+
+@pytest.fixture(scope="session")
+def run_ranks():
+    """run_ranks(program, ranks, *arguments): a Python file under torchrun; fails with its output."""
+
+    def run(program: Path, ranks: int, *arguments: object) -> str:
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", program]
+        done = subprocess.run([str(part) for part in (*command, *arguments)], capture_output=True, text=True, timeout=600)
+        assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
+        return done.stdout
+
+    return run

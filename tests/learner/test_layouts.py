@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from layout_ranks import LAYOUTS
+
+from megarl.algorithms.recipe import RECIPES
+
+PROGRAM = Path(__file__).parent / "layout_ranks.py"
+TOLERANCE = 1e-5  # relative to the largest gradient of a tensor, fp32
+
+
+@pytest.fixture(scope="module")
+def results(run_ranks, qwen2, llama, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("layouts")
+    merged = {}
+    for ranks in LAYOUTS:
+        out = folder / f"{ranks}.pt"
+        run_ranks(PROGRAM, ranks, out, qwen2, llama)
+        merged |= torch.load(out, weights_only=False)
+    return merged
+
+
+CASES = [
+    (model, layout, recipe)
+    for model in ("qwen2", "llama")
+    for layouts in LAYOUTS.values()
+    for layout in layouts
+    for recipe in [*RECIPES, "sft"]
+    if layout != "reference"
+]
+
+
+@pytest.mark.parametrize(("model", "layout", "recipe"), CASES)
+def test_gradients_do_not_depend_on_the_layout(results, model, layout, recipe):
+    expected, actual = results[model, "reference", recipe], results[model, layout, recipe]
+    assert actual["loss"] == pytest.approx(expected["loss"], rel=1e-5, abs=1e-6)
+    assert actual["gradients"].keys() == expected["gradients"].keys()
+    for name, reference in expected["gradients"].items():
+        assert reference.abs().max() > 0, f"{name}: the reference gradient is zero, so equality would prove nothing"
+        assert _relative(actual["gradients"][name], reference) <= TOLERANCE, name
+    assert (actual["logprobs"] - expected["logprobs"]).abs().max() < 1e-5
+    assert (actual["entropy"] - expected["entropy"]).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize(("model", "layout"), sorted({case[:2] for case in CASES}))
+def test_the_distributed_optimizer_moves_the_weights_alike(results, model, layout):
+    expected, actual = results[model, "reference", "update"], results[model, layout, "update"]
+    assert actual["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-5)
+    for name, reference in expected["gradients"].items():
+        assert _relative(actual["gradients"][name], reference) <= 1e-4, name  # the weights' own rounding
+
+
+def _relative(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((actual - expected).abs().max() / expected.abs().max())
