@@ -3,12 +3,13 @@
     torchrun --nproc-per-node N layout_ranks.py OUT MODEL [MODEL ...]
 """
 
+import os
 import sys
 from pathlib import Path
 
 import torch
 
-from megarl.algorithms.recipe import RECIPES, SFT
+from megarl.algorithms.recipe import RECIPES, SFT, Recipe
 from megarl.config import parse_config
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
@@ -83,43 +84,48 @@ def config_for(model: str, recipe, layout, **learner):  # noqa: ANN001, ANN003
     )
 
 
+def run_layout(model: str, recipe: Recipe, layout, mesh: Mesh) -> dict:  # noqa: ANN001
+    """Log-probs, entropy, loss and gradients of one batch."""
+    learner = Learner(config_for(model, recipe, layout), recipe, read_hf_config(model), mesh)
+    batch = make_batch()
+    learner.annotate(batch, old=True, reference=recipe.needs_reference)
+    # Move the policy away from old and reference, the same way in every layout.
+    noise = torch.randn(2, len(batch.tokens), generator=torch.Generator().manual_seed(6))
+    batch.old_logprobs = batch.old_logprobs + 0.3 * noise[0]
+    if recipe.needs_reference:
+        batch.ref_logprobs = batch.ref_logprobs + 0.3 * noise[1]
+    logprobs, entropy, loss = learner.backward(batch)
+    stream = WeightStream(learner.module, learner.arch, mesh, value=lambda param: param.main_grad)
+    gradients = {name: tensor.clone() for name, tensor in stream.tensors()}
+    return {"logprobs": logprobs, "entropy": entropy, "loss": loss, "gradients": gradients}
+
+
+def run_update(model: str, recipe: Recipe, layout, mesh: Mesh) -> dict:  # noqa: ANN001
+    """What the distributed optimizer does to the weights; its gradients are sharded (eps=1 makes Adam smooth)."""
+    config = config_for(model, recipe, layout, use_distributed_optimizer=True)
+    learner = Learner(config, recipe, read_hf_config(model), mesh)
+    before = {name: tensor.clone() for name, tensor in learner.hf_weights()}
+    update = learner.update(make_batch(), step=0)
+    moved = {name: tensor - before[name] for name, tensor in learner.hf_weights()}
+    return {"grad_norm": update.grad_norm, "gradients": moved}
+
+
 def main() -> None:
     out, *models = sys.argv[1:]
-    import os
-
-    ranks = int(os.environ["WORLD_SIZE"])
+    layouts = LAYOUTS[int(os.environ["WORLD_SIZE"])]
     results = {}
-    for model in models:
-        for name, layout in LAYOUTS[ranks].items():
-            for recipe in [*RECIPES.values(), SFT]:
-                config = config_for(model, recipe, layout)
-                mesh = Mesh(config.learner)
-                learner = Learner(config, recipe, read_hf_config(model), mesh)
-                batch = make_batch()
-                learner.annotate(batch, old=True, reference=recipe.needs_reference)
-                # Move the policy away from old and reference, the same way in every layout.
-                noise = torch.randn(2, len(batch.tokens), generator=torch.Generator().manual_seed(6))
-                batch.old_logprobs = batch.old_logprobs + 0.3 * noise[0]
-                if recipe.needs_reference:
-                    batch.ref_logprobs = batch.ref_logprobs + 0.3 * noise[1]
-                logprobs, entropy, loss = learner.backward(batch)
-                stream = WeightStream(learner.module, learner.arch, mesh, value=lambda param: param.main_grad)
-                gradients = {hf: tensor.clone() for hf, tensor in stream.tensors()}
-                results[Path(model).name, name, recipe.name] = {
-                    "logprobs": logprobs, "entropy": entropy, "loss": loss, "gradients": gradients,
-                }  # fmt: skip
-                mesh.close(last=False)
-        # The distributed optimizer shards gradients: compare what it does to the weights (eps=1 makes Adam smooth).
-        for name, layout in LAYOUTS[ranks].items():
-            config = config_for(model, RECIPES["reinforce"], layout, use_distributed_optimizer=True)
-            mesh = Mesh(config.learner)
-            learner = Learner(config, RECIPES["reinforce"], read_hf_config(model), mesh)
-            before = {hf: tensor.clone() for hf, tensor in learner.hf_weights()}
-            update = learner.update(make_batch(), step=0)
-            moved = {hf: tensor - before[hf] for hf, tensor in learner.hf_weights()}
-            results[Path(model).name, name, "update"] = {"grad_norm": update.grad_norm, "gradients": moved}
-            mesh.close(last=False)
-    if int(os.environ["RANK"]) == 0:
+    for sizes in dict.fromkeys(layout[:2] for layout in layouts.values()):
+        mesh = None
+        for name, layout in layouts.items():
+            if layout[:2] != sizes:
+                continue
+            for model in models:
+                mesh = mesh or Mesh(config_for(model, SFT, layout).learner)
+                for recipe in (*RECIPES.values(), SFT):
+                    results[Path(model).name, name, recipe.name] = run_layout(model, recipe, layout, mesh)
+                results[Path(model).name, name, "update"] = run_update(model, RECIPES["reinforce"], layout, mesh)
+        mesh.close(last=False)
+    if mesh.rank == 0:
         torch.save(results, out)
 
 
