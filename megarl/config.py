@@ -23,7 +23,7 @@ Precision = Literal["fp32", "bf16", "fp8"]
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
@@ -200,15 +200,15 @@ class Config(Section):
         if n == 1 and recipe.compares_within_group:
             fields = ", ".join(recipe.group_fields)
             raise UserError(
-                f"schedule.samples_per_prompt=1 gives recipe {recipe.name} nothing to compare within a group ({fields}); "
-                "use at least 2"
+                f"schedule.samples_per_prompt=1 gives recipe {recipe.name} nothing to compare within a group "
+                f"({fields}); use at least 2"
             )
         truncated = self.rollout.top_p < 1 or self.rollout.top_k > 0
         if truncated and recipe.ratio != "none" and not self.rollout.allow_truncated_sampling:
             raise UserError(
-                f"rollout.top_p={self.rollout.top_p:g}, rollout.top_k={self.rollout.top_k}: the sampler renormalises and "
-                f"the trainer does not, so the ratios of recipe {recipe.name} would be biased; use top_p=1 and top_k=0, "
-                "or set rollout.allow_truncated_sampling=true"
+                f"rollout.top_p={self.rollout.top_p:g}, rollout.top_k={self.rollout.top_k}: the sampler renormalises "
+                f"and the trainer does not, so the ratios of recipe {recipe.name} would be biased; use top_p=1 and "
+                "top_k=0, or set rollout.allow_truncated_sampling=true"
             )
         if self.learner.micro_batch_tokens < self.max_sequence_tokens:
             raise UserError(
@@ -242,11 +242,12 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
     if not path.is_file():
         raise UserError(f"config file {path} does not exist")
     try:
-        values = yaml.load(path.read_text(), Loader=_Loader)
-    except yaml.YAMLError as error:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{where}: not valid YAML ({getattr(error, 'problem', error)})") from None
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise UserError(f"{path}{where}: not valid YAML ({problem})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected sections such as model, data and recipe")
     for override in overrides or []:
@@ -269,16 +270,30 @@ def dump_config(config: Config) -> str:
     """The complete configuration as YAML; `load_config` reads it back to an equal Config."""
     values = config.model_dump(mode="json")
     values["recipe"]["base"] = "none"
-    return yaml.safe_dump(values, sort_keys=False)
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 2e-4 as a string; numbers here follow YAML 1.2."""
+    """YAML 1.1 reads 2e-4 as a string; numbers here follow YAML 1.2. A key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for i, (key, _) in enumerate(node.value):
+            if key.value in keys[:i]:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key.value} is given twice", problem_mark=key.start_mark
+                )
+        return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-)
+class _Dumper(yaml.SafeDumper):
+    """Quotes strings that _Loader would read as numbers."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
 
 
 def _apply_override(values: dict[str, Any], override: str) -> None:
@@ -314,7 +329,9 @@ def _resolve_recipe(value: Any) -> Any:
     base = fields.pop("base", fields.get("name"))
     if base == "none":
         return fields
-    if base not in RECIPES:
+    if base is None:
+        raise UserError(f"recipe has neither name nor base; names: {', '.join(RECIPES)}")
+    if not isinstance(base, str) or base not in RECIPES:
         raise UserError(
             f"recipe={base!r} is unknown{_nearest(str(base), RECIPES)}; recipes: {', '.join(RECIPES)} "
             "(for a recipe of your own: recipe={name: ..., base: none or a recipe, fields})"
@@ -343,5 +360,7 @@ def _describe(error: Any) -> str:
     if kind == "value_error":  # from a validator: already says what is wrong; section-level ones name their key
         message = str(error["ctx"]["error"])
         return message if isinstance(error["ctx"]["error"], UserError) else f"{key}={error['input']!r}: {message}"
+    if kind == "model_type":
+        return f"{key}={error['input']!r}: should be a section of keys"
     message = error["msg"].replace("Input should be", "should be").replace("a valid ", "").replace("valid ", "")
     return f"{key}={error['input']!r}: {message}"

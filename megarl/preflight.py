@@ -12,16 +12,25 @@ from megarl.types import UserError
 def check_run(config: Config, command: str, resume: bool) -> None:
     """Raises UserError, naming the key or row and what would be legal."""
     check_run_folder(config, resume)
+    check_precision(config)
     check_model(config)
     check_data(config, command)
 
 
 def check_run_folder(config: Config, resume: bool) -> None:
     folder = Path(config.run.dir)
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"run.dir={folder} is a file; name a folder")
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"run.dir={folder}: {path} is a file; name a folder")
     if not resume and (folder / "metrics.jsonl").exists():
         raise UserError(f"run.dir={folder} already holds a run; go on with --resume, or name another folder")
+
+
+def check_precision(config: Config) -> None:
+    if config.model.precision == "fp8":  # the others run anywhere; this imports Megatron
+        from megarl.learner.model import check_precision
+
+        check_precision(config.model.precision)
 
 
 def check_model(config: Config) -> None:
@@ -43,6 +52,11 @@ def check_model(config: Config) -> None:
 def check_data(config: Config, command: str) -> None:
     from megarl.data.prompts import load_problems
 
-    load_problems(config.data, "train")
+    problems = load_problems(config.data, "train")
+    if config.schedule.prompts_per_step > len(problems):
+        raise UserError(
+            f"schedule.prompts_per_step={config.schedule.prompts_per_step} is more than the {len(problems)} rows of "
+            f"data.train={config.data.train}; use at most that"
+        )
     if config.data.eval and command != "sft":
         load_problems(config.data, "eval")

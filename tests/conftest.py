@@ -20,8 +20,8 @@ def make_model(folder: Path, family: str, seed: int = 0) -> Path:
     from megarl.data import arithmetic
 
     shape = {
-        "hidden_size": 32,
-        "intermediate_size": 64,
+        "hidden_size": 128,  # heads of 32: the smallest that vLLM serves on a CPU
+        "intermediate_size": 96,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
@@ -38,7 +38,7 @@ def make_model(folder: Path, family: str, seed: int = 0) -> Path:
         model = LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=True))
     with torch.no_grad():
         for param in model.parameters():
-            param.add_(torch.randn_like(param) * 0.15)
+            param.add_(torch.randn_like(param) * 0.08)
     model.save_pretrained(folder)
     arithmetic.tokenizer().save_pretrained(folder)
     return folder

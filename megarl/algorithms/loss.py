@@ -20,7 +20,7 @@ def token_weights(recipe: Recipe, mask: Tensor, sequence_of_token: Tensor, seque
         mask: f32[T], 1 on response tokens.
         sequence_of_token: i64[T] in [0, sequences).
     """
-    tokens = torch.zeros(sequences).index_add(0, sequence_of_token, mask)  # f32[S], response lengths
+    tokens = mask.new_zeros(sequences).index_add(0, sequence_of_token, mask)  # f32[S], response lengths
     if recipe.aggregation == "token_mean":
         return mask / tokens.sum().clamp(min=1)
     per_sequence = mask / max(sequences, 1)

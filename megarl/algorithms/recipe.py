@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from megarl.types import UserError
 
 
 class Recipe(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     name: str = "custom"
     wrong_reward: Literal[0.0, -1.0] = Field(0.0, description="reward of a wrong answer; a correct one gets 1")
@@ -38,6 +40,21 @@ class Recipe(BaseModel):
     kl_coef: float = Field(0.0, ge=0, description="weight of KL(policy || reference) in the loss")
     kl_estimator: Literal["k1", "k2", "k3"] = "k3"
     entropy_coef: float = Field(0.0, description="weight of the policy's entropy, subtracted from the loss")
+
+    @model_validator(mode="after")
+    def _every_field_acts(self) -> Recipe:
+        if self.clip != "none" and self.ratio == "none":
+            raise UserError(
+                f"recipe.clip={self.clip} clips a ratio, but recipe.ratio=none; use ratio=token or clip=none"
+            )
+        if self.dual_clip is not None and self.clip == "none":
+            raise UserError(f"recipe.dual_clip={self.dual_clip:g} bounds clip=ppo, but recipe.clip=none; use clip=ppo")
+        if self.scale == "group_std" and self.baseline == "none" and self.group_filter != "both":
+            raise UserError(
+                "recipe.scale=group_std divides by zero where all samples of a prompt agree; "
+                "use baseline=mean or group_filter=both with it"
+            )
+        return self
 
     @property
     def group_fields(self) -> list[str]:

@@ -28,7 +28,7 @@ _LATEX = ["\\boxed{", "\\frac{", "}{", "}"]
 _TOKENS = [PAD, EOS, UNKNOWN, *"0123456789", *"+=x;~", *_LATEX]
 VOCABULARY = _TOKENS + [f"<unused_{i}>" for i in range(32 - len(_TOKENS))]  # 32: it splits over tensor-parallel ranks
 
-STYLE_WEIGHTS = {"direct": 0.20, "scratchpad": 0.35, "sloppy": 0.45}
+STYLE_WEIGHTS = {"direct": 0.20, "scratchpad": 0.30, "sloppy": 0.50}
 _SUMMANDS = {
     1: (range(10), range(10)),
     2: (range(10), range(10, 100)),

@@ -60,11 +60,13 @@ def load_problems(data: DataConfig, split: Split) -> list[Problem]:
 def _jsonl_rows(path: Path, split: Split) -> Iterator[tuple[str, dict[str, Any]]]:
     if not path.is_file():
         raise UserError(f"data.{split}={path} does not exist; expected a .jsonl file, a hub data set, or arithmetic")
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             where = f"{path}:{number}"
             try:
-                row = json.loads(line)
+                row = json.loads(line.decode())
+            except UnicodeDecodeError:
+                raise UserError(f"{where} is not UTF-8 text") from None
             except json.JSONDecodeError as error:
                 what = "is empty" if not line.strip() else f"is not JSON ({error.msg} at column {error.colno})"
                 raise UserError(f"{where} {what}; expected one JSON object per line") from None
@@ -96,7 +98,7 @@ def _problem(data: DataConfig, where: str, row: dict[str, Any]) -> Problem:
         value = row[key]
         if isinstance(value, float) and value.is_integer():
             value = int(value)
-        if value is None or isinstance(value, (dict, list, bool)) or not str(value).strip():
+        if value is None or isinstance(value, (dict, list, bool)) or value != value or not str(value).strip():
             raise UserError(f"{where}: column '{key}' ({setting}) is empty or not text: {value!r}")
         values.append(str(value))
     text, answer = values

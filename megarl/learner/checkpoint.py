@@ -17,8 +17,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.validation import StrictHandling
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megarl.learner.mesh import Mesh
 from megarl.models.files import copy_model_files
@@ -89,20 +92,51 @@ def latest_checkpoint(folder: Path) -> Path | None:
     return path
 
 
-def save_model(model: Any, folder: Path) -> None:
-    """Only the model, as a Megatron distributed checkpoint. Collective."""
+def save_model(model: Any, mesh: Mesh, folder: Path, hf_folder: str | Path) -> None:
+    """Only the model and hf/, no optimizer: what `load_model` reads but no run resumes from. Collective."""
+    if mesh.rank == 0:
+        copy_model_files(hf_folder, folder / "hf")
+    mesh.barrier()
     with _quiet():
-        dist_checkpointing.save({"model": model.sharded_state_dict(metadata=METADATA)}, str(folder))
+        dist_checkpointing.save(
+            {"model": model.sharded_state_dict(metadata=METADATA)}, str(folder), content_metadata=METADATA
+        )
 
 
-def load_model(model: Any, folder: Path) -> None:
-    """Fill the model from a distributed checkpoint of any layout. Collective; raises UserError on missing names."""
+def load_model(model: Any, mesh: Mesh, folder: Path) -> None:
+    """Fill the model from a checkpoint of any layout, with or without an optimizer's state. Collective.
+
+    Raises UserError, on all ranks, where the checkpoint lacks tensors, has unknown ones or does not fit or read.
+    """
     state = {"model": model.sharded_state_dict(metadata=METADATA)}
-    with _quiet():
-        loaded, missing, _ = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
-    if missing:
-        raise UserError(f"{folder} lacks {len(missing)} tensors of this model: {sorted(missing)[:3]}")
-    model.load_state_dict(loaded["model"])
+    try:
+        with _quiet():
+            loaded, unread, lacking = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
+    except (CheckpointException, CheckpointingException) as error:
+        raise UserError(f"{folder} can't be loaded: {_first_cause(error)}") from None
+    lacking = set().union(*mesh.gather(lacking))  # each rank asks for other names
+    for what, names in (("lacks", lacking), ("has unknown tensors", unread)):
+        if weights := sorted(filter(_is_weight, names)):
+            raise UserError(f"{folder} {what}: {', '.join(weights)}")
+    # Not strict: extra states may be absent, and all else was checked by name.
+    model.load_state_dict(loaded["model"], strict=False)
+
+
+def stored_dtypes(folder: Path) -> set[torch.dtype]:
+    """The types of the model's tensors in a checkpoint."""
+    stored = dist_checkpointing.load_tensors_metadata(str(folder))
+    return {tensor.dtype for name, tensor in stored.items() if _is_weight(name)}
+
+
+def _is_weight(name: str) -> bool:
+    """Whether a tensor is the model's: not the optimizer's, and not what Transformer Engine keeps beside a weight."""
+    return not name.startswith("optimizer.") and not name.endswith("_extra_state")
+
+
+def _first_cause(error: Exception) -> str:
+    """One line of what the first rank met; torch's own message holds every rank's traceback."""
+    causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
+    return (str(causes[0]).splitlines() or [type(causes[0]).__name__])[0]
 
 
 def _sharded_state(model: Any, optimizer: Any, is_loading: bool = False) -> dict[str, Any]:

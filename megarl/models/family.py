@@ -40,8 +40,9 @@ class Architecture:
         common = math.gcd(math.gcd(self.num_attention_heads, self.num_query_groups), self.ffn_hidden_size)
         if common % tp:
             raise UserError(
-                f"learner.tensor_model_parallel_size={tp} does not divide this model's {self.num_attention_heads} query "
-                f"heads and {self.num_query_groups} key-value heads; it allows {_listed(_divisors(common))}"
+                f"learner.tensor_model_parallel_size={tp} does not divide this model's {self.num_attention_heads} "
+                f"query heads, {self.num_query_groups} key-value heads and {self.ffn_hidden_size} MLP features; it allows "
+                f"{_listed(_divisors(common))}"
             )
         if self.num_layers % pp:
             raise UserError(
@@ -63,15 +64,17 @@ def read_hf_config(path: str | Path) -> Any:
         raise UserError(f"model.path={path} has no config.json; expected a Hugging Face model folder")
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True)
-    except (ValueError, OSError, KeyError) as error:
-        raise UserError(f"model.path={path}: config.json is not usable ({str(error).splitlines()[0]})") from None
+    except Exception as error:  # transformers raises a type of its own for each kind of bad value
+        raise UserError(f"model.path={path}: config.json is not usable ({' '.join(str(error).split())})") from None
 
 
 def architecture(hf_config: Any) -> Architecture:
     """What megarl needs to know of a model. Raises UserError for what no family here can represent."""
     family = FAMILIES.get(hf_config.model_type)
     if family is None:
-        raise UserError(f"model type '{hf_config.model_type}' is not supported; supported: {', '.join(FAMILIES)}")
+        raise UserError(
+            f"config.json: model_type '{hf_config.model_type}' is not supported; supported: {', '.join(FAMILIES)}"
+        )
     unsupported = {
         "hidden_act": hf_config.hidden_act != "silu",
         "rope_type": rope_type(hf_config) not in ("default", "llama3", "linear"),

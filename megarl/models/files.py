@@ -14,7 +14,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from megarl.models.family import Architecture
-from megarl.models.weights import hf_names
+from megarl.models.weights import hf_names, hf_shape
 from megarl.types import UserError
 
 _WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".h5", ".msgpack")
@@ -39,7 +39,7 @@ class HuggingFaceFiles:
             self._files.update(dict.fromkeys(handle.keys(), handle))
 
     def check_names(self, arch: Architecture, folder: str | Path) -> None:
-        """Raises UserError naming the tensors that are missing or that no layer here would read."""
+        """Raises UserError naming the tensors that are missing, that no layer here would read, or of a wrong shape."""
         expected, present = hf_names(arch), {name for name in self._files if not _IGNORED.search(name)}
         if arch.tied_embeddings:
             present.discard("lm_head.weight")
@@ -48,6 +48,10 @@ class HuggingFaceFiles:
                 shown = ", ".join(sorted(names)[:3])
                 more = f" and {len(names) - 3} more" if len(names) > 3 else ""
                 raise UserError(f"model.path={folder} {what}: {shown}{more}")
+        for name in sorted(expected):
+            shape, implied = self._files[name].get_slice(name).get_shape(), list(hf_shape(name, arch))
+            if shape != implied:
+                raise UserError(f"model.path={folder}: {name} has shape {shape}, config.json implies {implied}")
 
     def __getitem__(self, name: str) -> Tensor:
         return self._files[name].get_tensor(name)

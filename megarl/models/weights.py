@@ -75,6 +75,25 @@ def hf_names(arch: Architecture) -> set[str]:
     return {name for weight in weight_table(arch) for name in weight.hf}
 
 
+def hf_shape(name: str, arch: Architecture) -> tuple[int, ...]:
+    """The shape of one of them."""
+    hidden, ffn = arch.hidden_size, arch.ffn_hidden_size
+    queries, keys = arch.num_attention_heads * arch.head_dim, arch.num_query_groups * arch.head_dim
+    *_, module, kind = name.split(".")
+    rows, columns = {
+        "embed_tokens": (arch.vocab_size, hidden),
+        "lm_head": (arch.vocab_size, hidden),
+        "q_proj": (queries, hidden),
+        "k_proj": (keys, hidden),
+        "v_proj": (keys, hidden),
+        "o_proj": (hidden, queries),
+        "gate_proj": (ffn, hidden),
+        "up_proj": (ffn, hidden),
+        "down_proj": (hidden, ffn),
+    }.get(module, (hidden, 0))  # else a norm
+    return (rows, columns) if kind == "weight" and columns else (rows,)
+
+
 def split(layout: Layout, tensors: list[Tensor], arch: Architecture, tp: int) -> list[Tensor]:
     """The shard of each of `tp` ranks."""
     if layout is Layout.REPLICATED:

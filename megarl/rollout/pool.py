@@ -65,9 +65,9 @@ class RolloutPool:
         self._call("start_update", None)
         for name, tensor in tensors:
             if not self._bucket.add(name, tensor):
-                self._send_bucket()
+                self._send_bucket(last=False)
                 self._bucket.add(name, tensor)
-        self._send_bucket()
+        self._send_bucket(last=True)
         self._call("finish_update", version)
 
     def generate(
@@ -94,10 +94,9 @@ class RolloutPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _send_bucket(self) -> None:
-        if self._bucket.entries:
-            self._call("update_bucket", self._bucket.message())
-            self._bucket.clear()
+    def _send_bucket(self, last: bool) -> None:
+        self._call("update_bucket", self._bucket.message(last))
+        self._bucket.clear()
 
     def _call(self, command: str, argument: Any) -> None:
         for engine in self._engines:

@@ -59,14 +59,15 @@ class Bucket:
         self.used += -(-data.numel() // 64) * 64  # aligned
         return True
 
-    def message(self) -> dict[str, Any]:
-        """What the engine needs to read this bucketful."""
+    def message(self, last: bool) -> dict[str, Any]:
+        """What the engine needs to read this bucketful; after the `last` one it checks that nothing is missing."""
         used = min(self.used, self.capacity)
         return {
             "path": str(self.path),
             "size": used,
             "checksum": checksum(self._memory[:used]),
             "entries": [asdict(entry) for entry in self.entries],
+            "last": last,
         }
 
     def clear(self) -> None:

@@ -31,6 +31,7 @@ class BucketInfo(WeightTransferUpdateInfo):
     size: int
     checksum: str
     entries: list[dict[str, Any]]
+    last: bool
 
 
 class SharedMemoryTransfer(WeightTransferEngine[Manifest, BucketInfo]):
@@ -57,15 +58,21 @@ class SharedMemoryTransfer(WeightTransferEngine[Manifest, BucketInfo]):
         memory = map_file(update_info.path, update_info.size)
         names = [entry["name"] for entry in update_info.entries]
         if checksum(memory) != update_info.checksum:
-            raise WeightTransferError(f"a weight bucket arrived corrupted ({len(names)} tensors from {names[0]})")
+            raise WeightTransferError(f"a weight bucket arrived corrupted (tensors: {names[:3]}, {len(names)} in all)")
         if unknown := set(names) - self.expected:
             raise WeightTransferError(f"a weight bucket holds tensors that were never announced: {sorted(unknown)[:3]}")
         self.loaded |= self.model.load_weights(
             (entry["name"], self._tensor(memory, entry)) for entry in update_info.entries
         )
         self.received |= set(names)
+        if update_info.last:
+            self._check_complete()
 
     def finish_weight_update(self) -> None:
+        finalize_layerwise_reload(self.model, self.model_config)
+
+    def _check_complete(self) -> None:
+        """Here and not in finish_weight_update, after whose failure vLLM accepts no new update."""
         missing = sorted(self.expected - self.received)
         untouched = sorted({name for name, _ in self.model.named_parameters()} - self.loaded)
         if missing or untouched:
@@ -73,7 +80,6 @@ class SharedMemoryTransfer(WeightTransferEngine[Manifest, BucketInfo]):
                 f"incomplete weight update: {len(missing)} tensors never arrived {missing[:3]}, "
                 f"{len(untouched)} parameters were not written {untouched[:3]}"
             )
-        finalize_layerwise_reload(self.model, self.model_config)
 
     def shutdown(self) -> None:
         pass

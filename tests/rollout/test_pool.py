@@ -1,0 +1,151 @@
+"""One real vLLM engine serves the whole module; every test leaves it with complete weights or repairs it."""
+
+import os
+import signal
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from megarl.config import parse_config
+from megarl.rollout.messages import Request, Sampling
+from megarl.rollout.pool import RolloutError, RolloutPool
+from megarl.rollout.transfer import Bucket, WeightTransferError
+
+SAMPLING = Sampling(temperature=0.7, top_p=1.0, top_k=0, max_tokens=16)
+
+
+@pytest.fixture(scope="module")
+def config(qwen2):
+    return parse_config(
+        {
+            "model": {"path": str(qwen2)},
+            "data": {"train": "arithmetic", "max_prompt_tokens": 200},
+            "learner": {"micro_batch_tokens": 4096},
+            "rollout": {"max_response_tokens": 16, "temperature": 0.7, "bucket_mib": 1},
+            "optim": {"lr": 0.01},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def learner(config):
+    from megarl.learner.learner import Learner
+    from megarl.learner.mesh import Mesh
+    from megarl.models.family import read_hf_config
+
+    mesh = Mesh(config.learner)
+    yield Learner(config, config.recipe, read_hf_config(config.model.path), mesh)
+    mesh.close(last=False)
+
+
+@pytest.fixture(scope="module")
+def pool(config, learner, tmp_path_factory):
+    names = [name for name, _ in learner.hf_weights()]
+    with RolloutPool(config, tmp_path_factory.mktemp("logs"), names) as pool:
+        yield pool
+
+
+def long_prompts(count: int) -> list[list[int]]:
+    """Prompts of over 128 tokens with a common prefix, which a stale prefix cache would answer from."""
+    generator = np.random.default_rng(0)
+    prefix = generator.integers(2, 50, 150).tolist()
+    return [[*prefix, *generator.integers(2, 50, 8 + i).tolist()] for i in range(count)]
+
+
+def responses(pool, count=6, seed=0):
+    requests = [Request(prompt, seed=seed + i) for i, prompt in enumerate(long_prompts(count))]
+    return requests, pool.generate(requests, SAMPLING)
+
+
+def batch_of(requests, answers):
+    from megarl.data.batch import build_demonstration_batch
+
+    return build_demonstration_batch(
+        [(np.array(r.prompt_ids), a.token_ids) for r, a in zip(requests, answers, strict=True)]
+    )
+
+
+def test_nothing_is_served_before_the_first_weights(pool):
+    with pytest.raises(RolloutError, match="no complete weights"):
+        responses(pool)
+
+
+def test_learner_vllm_and_transformers_agree_before_and_after_updates(pool, learner, config, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    seen = []
+    for version in range(3):
+        pool.update_weights(learner.hf_weights(), version)
+        requests, answers = responses(pool)
+        assert all(answer.weight_version == version for answer in answers)
+        batch = batch_of(requests, answers)
+        learner.annotate(batch, old=True, reference=False)
+        by_learner = batch.old_logprobs[batch.mask > 0]
+        by_vllm = torch.from_numpy(np.concatenate([answer.logprobs for answer in answers]))
+        learner.export(tmp_path / str(version))
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / str(version), dtype=torch.float32)
+        by_transformers = []
+        for request, answer in zip(requests, answers, strict=True):
+            ids = torch.tensor([[*request.prompt_ids, *answer.token_ids]])
+            logits = model(ids).logits[0, len(request.prompt_ids) - 1 : -1] / SAMPLING.temperature
+            by_transformers.append(logits.log_softmax(-1).gather(-1, ids[0, len(request.prompt_ids) :, None])[:, 0])
+        assert (by_learner - by_vllm).abs().max() < 1e-4
+        assert (by_learner - torch.cat(by_transformers).detach()).abs().max() < 1e-4
+        seen.append(by_vllm[:16])
+        learner.update(batch, step=0)
+    assert (seen[0] - seen[1]).abs().max() > 1e-2, "the update changed nothing, so agreement after it proves nothing"
+
+
+def test_equal_seeds_give_equal_samples_and_other_seeds_others(pool, learner):
+    pool.update_weights(learner.hf_weights(), 0)
+    first, again, other = (responses(pool, seed=seed)[1] for seed in (1, 1, 99))
+    assert all((a.token_ids == b.token_ids).all() and (a.logprobs == b.logprobs).all() for a, b in zip(first, again))
+    assert any(len(a.token_ids) != len(b.token_ids) or (a.token_ids != b.token_ids).any() for a, b in zip(first, other))
+
+
+def test_a_corrupted_bucket_is_refused_and_nothing_is_served_until_a_complete_update(pool, learner, monkeypatch):
+    original = Bucket.message
+
+    def flip_a_byte_after_the_checksum(bucket, last):
+        message = original(bucket, last)
+        bucket._memory[message["size"] // 2] ^= 1
+        return message
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bucket, "message", flip_a_byte_after_the_checksum)
+        with pytest.raises(WeightTransferError, match="corrupted"):
+            pool.update_weights(learner.hf_weights(), 7)
+    with pytest.raises(RolloutError, match="no complete weights"):
+        responses(pool)
+    pool.update_weights(learner.hf_weights(), 8)
+    assert responses(pool)[1][0].weight_version == 8
+
+
+def test_a_missing_tensor_is_refused_by_name(pool, learner):
+    kept = [(name, tensor) for name, tensor in learner.hf_weights() if name != "model.norm.weight"]
+    with pytest.raises(WeightTransferError, match=r"model\.norm\.weight"):
+        pool.update_weights(kept, 9)
+    pool.update_weights(learner.hf_weights(), 10)
+    requests, answers = responses(pool)
+    batch = batch_of(requests, answers)
+    learner.annotate(batch, old=True, reference=False)
+    by_vllm = torch.from_numpy(np.concatenate([answer.logprobs for answer in answers]))
+    assert (batch.old_logprobs[batch.mask > 0] - by_vllm).abs().max() < 1e-4
+
+
+def test_an_unannounced_tensor_is_refused_by_name(pool, learner):
+    with pytest.raises(WeightTransferError, match="stranger"):
+        pool.update_weights([("stranger", torch.zeros(3))], 11)
+    pool.update_weights(learner.hf_weights(), 12)
+
+
+def test_a_killed_engine_is_an_error_that_names_its_log(pool):
+    """Last: the engine does not come back."""
+    process = pool._engines[0].process
+    os.kill(process.pid, signal.SIGKILL)
+    started = time.monotonic()
+    with pytest.raises(RolloutError, match=r"killed by signal 9.*rollout_0\.log"):
+        responses(pool)
+    assert time.monotonic() - started < 60
