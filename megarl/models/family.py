@@ -41,8 +41,8 @@ class Architecture:
         if common % tp:
             raise UserError(
                 f"learner.tensor_model_parallel_size={tp} does not divide this model's {self.num_attention_heads} "
-                f"query heads, {self.num_query_groups} key-value heads and {self.ffn_hidden_size} MLP features; it allows "
-                f"{_listed(_divisors(common))}"
+                f"query heads, {self.num_query_groups} key-value heads and {self.ffn_hidden_size} MLP features; "
+                f"it allows {_listed(_divisors(common))}"
             )
         if self.num_layers % pp:
             raise UserError(
