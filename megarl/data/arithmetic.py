@@ -1,9 +1,8 @@
 r"""The built-in verifiable task: additions and linear equations in four graded levels, with exact rational answers.
 
 A demonstration answers in one of three styles: directly, after a scratchpad, or sloppily (marked `~`, mostly wrong).
-A model fine-tuned on the mixture draws its style by chance, so the samples of one prompt differ in correctness, and
-reinforcement learning can only improve it by preferring the styles that are right: what a policy gradient needs and
-what it should find, in a model small enough to train in minutes on one core.
+A model fine-tuned on the mixture draws its style by chance, so the samples of one prompt differ in correctness: there
+is something for a policy gradient to prefer, in a model small enough to train in minutes on one core.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ MAX_RESPONSE_TOKENS = 24  # with the end-of-sequence token
 PAD, EOS, UNKNOWN = "<pad>", "<eos>", "<unk>"
 _LATEX = ["\\boxed{", "\\frac{", "}{", "}"]
 _TOKENS = [PAD, EOS, UNKNOWN, *"0123456789", *"+=x;~", *_LATEX]
-VOCABULARY = _TOKENS + [f"<unused_{i}>" for i in range(32 - len(_TOKENS))]  # 32: it splits over tensor-parallel ranks
+VOCABULARY = _TOKENS + [f"<unused_{i}>" for i in range(32 - len(_TOKENS))]  # 32 splits over ranks
 
 STYLE_WEIGHTS = {"direct": 0.20, "scratchpad": 0.30, "sloppy": 0.50}
 _SUMMANDS = {

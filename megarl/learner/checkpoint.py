@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import warnings
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from megarl.learner.mesh import Mesh
 from megarl.models.files import copy_model_files
 from megarl.types import UserError
 
+# Passed as a copy: Megatron adds the current layout's process group to it.
 METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "singleton_local_shards": False}
 
 
@@ -53,7 +55,7 @@ class CheckpointStore:
             partial.mkdir(parents=True)
         self.mesh.barrier()
         with _quiet():
-            dist_checkpointing.save(_sharded_state(model, optimizer), str(partial), content_metadata=METADATA)
+            dist_checkpointing.save(_sharded_state(model, optimizer), str(partial), content_metadata=dict(METADATA))
         self.mesh.barrier()
         if self.mesh.rank == 0:
             copy_model_files(hf_folder, partial / "hf")
@@ -99,7 +101,7 @@ def save_model(model: Any, mesh: Mesh, folder: Path, hf_folder: str | Path) -> N
     mesh.barrier()
     with _quiet():
         dist_checkpointing.save(
-            {"model": model.sharded_state_dict(metadata=METADATA)}, str(folder), content_metadata=METADATA
+            {"model": model.sharded_state_dict(metadata=dict(METADATA))}, str(folder), content_metadata=dict(METADATA)
         )
 
 
@@ -108,7 +110,7 @@ def load_model(model: Any, mesh: Mesh, folder: Path) -> None:
 
     Raises UserError, on all ranks, where the checkpoint lacks tensors, has unknown ones or does not fit or read.
     """
-    state = {"model": model.sharded_state_dict(metadata=METADATA)}
+    state = {"model": model.sharded_state_dict(metadata=dict(METADATA))}
     try:
         with _quiet():
             loaded, unread, lacking = dist_checkpointing.load(state, str(folder), strict=StrictHandling.RETURN_ALL)
@@ -140,10 +142,10 @@ def _first_cause(error: Exception) -> str:
 
 
 def _sharded_state(model: Any, optimizer: Any, is_loading: bool = False) -> dict[str, Any]:
-    model_state = model.sharded_state_dict(metadata=METADATA)
+    model_state = model.sharded_state_dict(metadata=dict(METADATA))
     return {
         "model": model_state,
-        "optimizer": optimizer.sharded_state_dict(model_state, is_loading=is_loading, metadata=METADATA),
+        "optimizer": optimizer.sharded_state_dict(model_state, is_loading=is_loading, metadata=dict(METADATA)),
     }
 
 
@@ -164,10 +166,12 @@ def _sync(path: Path) -> None:
 
 @contextmanager
 def _quiet() -> Any:
-    """Megatron and torch log every sharding decision."""
+    """Megatron and torch log every sharding decision, and warn of the calls that Megatron makes to torch."""
     logger = logging.getLogger()
     level, logger.level = logger.level, logging.ERROR
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
     finally:
         logger.level = level

@@ -16,6 +16,9 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from megarl.rollout.transfer import WeightTransferError, checksum, map_file
 
 
+EMBEDDING = "model.embed_tokens.weight"
+
+
 @dataclass
 class Manifest(WeightTransferInitInfo):
     """The names of all tensors that every update must bring."""
@@ -61,9 +64,10 @@ class SharedMemoryTransfer(WeightTransferEngine[Manifest, BucketInfo]):
             raise WeightTransferError(f"a weight bucket arrived corrupted (tensors: {names[:3]}, {len(names)} in all)")
         if unknown := set(names) - self.expected:
             raise WeightTransferError(f"a weight bucket holds tensors that were never announced: {sorted(unknown)[:3]}")
-        self.loaded |= self.model.load_weights(
-            (entry["name"], self._tensor(memory, entry)) for entry in update_info.entries
-        )
+        tensors = {entry["name"]: self._tensor(memory, entry) for entry in update_info.entries}
+        self.loaded |= self.model.load_weights(iter(tensors.items()))
+        if self.model_config.hf_config.tie_word_embeddings and EMBEDDING in tensors:
+            self._load_tied_head(tensors[EMBEDDING])
         self.received |= set(names)
         if update_info.last:
             self._check_complete()
@@ -83,6 +87,12 @@ class SharedMemoryTransfer(WeightTransferEngine[Manifest, BucketInfo]):
 
     def shutdown(self) -> None:
         pass
+
+    def _load_tied_head(self, embedding: torch.Tensor) -> None:
+        """vLLM's loader skips a tied head, but reloading gives it a weight of its own (prepacked, on a CPU)."""
+        weight = self.model.lm_head.weight
+        weight.weight_loader(weight, embedding)
+        self.loaded.add("lm_head.weight")
 
     def _tensor(self, memory: torch.Tensor, entry: dict[str, Any]) -> torch.Tensor:
         """A copy on the engine's device: loading is deferred until a layer is complete, the bucket is refilled before."""

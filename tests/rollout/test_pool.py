@@ -1,4 +1,4 @@
-"""One real vLLM engine serves the whole module; every test leaves it with complete weights or repairs it."""
+"""One real vLLM engine per model serves the whole module; every test leaves it with complete weights or repairs it."""
 
 import os
 import signal
@@ -13,17 +13,17 @@ from megarl.rollout.messages import Request, Sampling
 from megarl.rollout.pool import RolloutError, RolloutPool
 from megarl.rollout.transfer import Bucket, WeightTransferError
 
-SAMPLING = Sampling(temperature=0.7, top_p=1.0, top_k=0, max_tokens=16)
+SAMPLING = Sampling(temperature=3.0, top_p=1.0, top_k=0, max_tokens=16)
 
 
-@pytest.fixture(scope="module")
-def config(qwen2):
+@pytest.fixture(scope="module", params=["qwen2", "llama"])  # llama: tied embeddings
+def config(request):
     return parse_config(
         {
-            "model": {"path": str(qwen2)},
+            "model": {"path": str(request.getfixturevalue(request.param))},
             "data": {"train": "arithmetic", "max_prompt_tokens": 200},
             "learner": {"micro_batch_tokens": 4096},
-            "rollout": {"max_response_tokens": 16, "temperature": 0.7, "bucket_mib": 1},
+            "rollout": {"max_response_tokens": 16, "temperature": 3.0, "bucket_mib": 1},
             "optim": {"lr": 0.01},
         }
     )
