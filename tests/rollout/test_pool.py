@@ -13,7 +13,7 @@ from megarl.rollout.messages import Request, Sampling
 from megarl.rollout.pool import RolloutError, RolloutPool
 from megarl.rollout.transfer import Bucket, WeightTransferError
 
-SAMPLING = Sampling(temperature=3.0, top_p=1.0, top_k=0, max_tokens=16)
+SAMPLING = Sampling(temperature=2.0, top_p=1.0, top_k=0, max_tokens=16)
 
 
 @pytest.fixture(scope="module", params=["qwen2", "llama"])  # llama: tied embeddings
@@ -23,7 +23,7 @@ def config(request):
             "model": {"path": str(request.getfixturevalue(request.param))},
             "data": {"train": "arithmetic", "max_prompt_tokens": 200},
             "learner": {"micro_batch_tokens": 4096},
-            "rollout": {"max_response_tokens": 16, "temperature": 3.0, "bucket_mib": 1},
+            "rollout": {"max_response_tokens": 16, "temperature": 2.0, "bucket_mib": 1},
             "optim": {"lr": 0.01},
         }
     )
