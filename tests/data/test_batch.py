@@ -1,0 +1,125 @@
+import numpy as np
+import pytest
+import torch
+
+from megarl.algorithms.credit import Credit
+from megarl.data.batch import build_batch, build_demonstration_batch, minibatches
+from megarl.types import Prompt, Sample, SampleGroup
+
+
+def make_group(prompt_ids, *responses):
+    """Each response is its token ids; the rollout's log-prob of token x is -x / 8."""
+    samples = []
+    for i, response in enumerate(responses):
+        ids = np.array(response, np.int32)
+        samples.append(Sample(i, ids, -ids.astype(np.float32) / 8, "", "stop", 0))
+    return SampleGroup(Prompt("p", "?", np.array(prompt_ids, np.int32), "3", "test"), samples)
+
+
+GROUPS = [
+    make_group([10, 11, 12], [1, 2], [3, 4, 5, 6], [7]),
+    make_group([20], [8, 9], [10]),
+    make_group([30, 31], [11, 12, 13]),
+]
+
+
+def credit_of(keep):
+    """Sample i has advantage i + 0.5."""
+    keep = torch.tensor(keep, dtype=torch.bool)
+    return Credit(keep, torch.where(keep, torch.arange(len(keep)) + 0.5, 0.0))
+
+
+def of_sequences(batch, values):
+    return [part.tolist() for part in values.split(batch.lengths.tolist())]
+
+
+def test_a_batch_holds_prompt_and_response_of_the_kept_samples_in_order():
+    batch = build_batch(GROUPS, credit_of([True, False, True, True, False, True]))
+    assert len(batch) == 4
+    assert of_sequences(batch, batch.tokens) == [[10, 11, 12, 1, 2], [10, 11, 12, 7], [20, 8, 9], [30, 31, 11, 12, 13]]
+    assert batch.tokens.dtype == torch.int64
+    assert batch.prompt_index.tolist() == [0, 0, 1, 2]
+    assert batch.advantages.tolist() == [0.5, 2.5, 3.5, 5.5]
+    assert batch.sequence_of_token.tolist() == [0] * 5 + [1] * 4 + [2] * 3 + [3] * 5
+
+
+def test_mask_and_rollout_log_probs_sit_on_the_tokens_of_the_response():
+    batch = build_batch(GROUPS, credit_of([True, False, True, True, False, True]))
+    assert batch.mask.dtype == batch.rollout_logprobs.dtype == torch.float32
+    assert of_sequences(batch, batch.mask) == [[0, 0, 0, 1, 1], [0, 0, 0, 1], [0, 1, 1], [0, 0, 1, 1, 1]]
+    assert of_sequences(batch, batch.rollout_logprobs) == [
+        [0, 0, 0, -1 / 8, -2 / 8],
+        [0, 0, 0, -7 / 8],
+        [0, -8 / 8, -9 / 8],
+        [0, 0, -11 / 8, -12 / 8, -13 / 8],
+    ]
+    assert batch.old_logprobs is None and batch.ref_logprobs is None
+
+
+def test_a_step_that_keeps_nothing_gives_an_empty_batch():
+    batch = build_batch(GROUPS, credit_of([False] * 6))
+    assert len(batch) == len(batch.tokens) == len(batch.mask) == len(batch.advantages) == 0
+    assert len(batch.rollout_logprobs) == len(batch.sequence_of_token) == 0
+    assert batch.cu_seqlens.tolist() == [0]
+    assert list(minibatches(batch, prompts_per_step=3, minibatch_prompts=1, epochs=2)) == []
+    assert list(minibatches(batch, prompts_per_step=3, minibatch_prompts=None, epochs=2)) == []
+
+
+def test_demonstrations_all_have_advantage_one():
+    pairs = [
+        (np.array([1, 2], np.int32), np.array([3], np.int32)),
+        (np.array([4], np.int32), np.array([5, 6], np.int32)),
+    ]
+    batch = build_demonstration_batch(pairs)
+    assert of_sequences(batch, batch.tokens) == [[1, 2, 3], [4, 5, 6]]
+    assert of_sequences(batch, batch.mask) == [[0, 0, 1], [0, 1, 1]]
+    assert batch.advantages.tolist() == [1.0, 1.0]
+    assert batch.prompt_index.tolist() == [0, 1]
+    assert batch.rollout_logprobs is None
+
+
+def annotated():
+    batch = build_batch(GROUPS, credit_of([True] * 6))
+    batch.old_logprobs = torch.arange(len(batch.tokens)) + 0.25
+    return batch
+
+
+@pytest.mark.parametrize("chosen", [[0, 1, 2, 3, 4, 5], [4, 1], [3], [], [2, 2, 0]])
+def test_selected_sequences_keep_all_that_belongs_to_them(chosen):
+    batch = annotated()
+    picked = batch.select(torch.tensor(chosen, dtype=torch.int64))
+    assert len(picked) == len(chosen)
+    for name in ("tokens", "mask", "old_logprobs", "rollout_logprobs"):
+        everything = of_sequences(batch, getattr(batch, name))
+        assert of_sequences(picked, getattr(picked, name)) == [everything[i] for i in chosen]
+        assert getattr(picked, name).dtype == getattr(batch, name).dtype
+    assert picked.advantages.tolist() == [batch.advantages[i] for i in chosen]
+    assert picked.prompt_index.tolist() == [batch.prompt_index[i] for i in chosen]
+    assert picked.ref_logprobs is None
+
+
+def contents(batch):
+    return list(
+        zip(batch.prompt_index.tolist(), of_sequences(batch, batch.tokens), batch.advantages.tolist(), strict=True)
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "prompts"), [(None, [[0, 1, 2]]), (3, [[0, 1, 2]]), (2, [[0, 1], [2]]), (1, [[0], [1], [2]])]
+)
+def test_a_minibatch_counts_prompts_and_takes_all_of_their_samples(size, prompts):
+    batch = annotated()
+    made = [contents(part) for part in minibatches(batch, 3, size, epochs=1)]
+    assert made == [[row for row in contents(batch) if row[0] in inside] for inside in prompts]
+
+
+def test_every_epoch_sees_the_whole_step_again():
+    once = [contents(part) for part in minibatches(annotated(), 3, 2, epochs=1)]
+    assert [contents(part) for part in minibatches(annotated(), 3, 2, epochs=3)] == once * 3
+
+
+def test_a_minibatch_whose_samples_were_all_filtered_away_is_left_out():
+    batch = build_batch(GROUPS, credit_of([True, True, True, False, False, True]))
+    assert [set(part.prompt_index.tolist()) for part in minibatches(batch, 3, 1, epochs=2)] == [{0}, {2}] * 2
+    only_last = build_batch(GROUPS, credit_of([False] * 5 + [True]))
+    assert [len(part) for part in minibatches(only_last, 3, 2, epochs=1)] == [1]

@@ -1,0 +1,202 @@
+import json
+
+import numpy as np
+import pytest
+
+from megarl.config import DataConfig
+from megarl.data import arithmetic
+from megarl.data.prompts import PromptSet, encode_prompts, load_problems, load_prompts, stable_hash
+from megarl.types import Prompt, UserError
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return arithmetic.tokenizer()
+
+
+def write(path, *rows):
+    """Rows are objects, or lines as they stand (str, bytes)."""
+    lines = [
+        row if isinstance(row, bytes) else (row if isinstance(row, str) else json.dumps(row)).encode() for row in rows
+    ]
+    path.write_bytes(b"".join(line + b"\n" for line in lines))
+    return str(path)
+
+
+def refusal(function, *arguments):
+    with pytest.raises(UserError) as caught:
+        function(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+GOOD = {"question": "1+2=", "answer": "3"}
+
+
+def test_problems_are_read_in_the_order_of_the_file(tmp_path):
+    rows = [GOOD, {"question": "4+4=", "answer": 8, "note": "more"}, {"question": "é=", "answer": 0.5}]
+    path = write(tmp_path / "rows.jsonl", *rows)
+    problems = load_problems(DataConfig(train=path), "train")
+    assert [(p.text, p.answer) for p in problems] == [("1+2=", "3"), ("4+4=", "8"), ("é=", "0.5")]
+    assert [p.id for p in problems] == [f"{path}:{number}" for number in (1, 2, 3)]
+
+
+def test_whole_numbers_are_answers_without_a_decimal_point(tmp_path):
+    path = write(tmp_path / "rows.jsonl", {"question": "1+2=", "answer": 3.0}, {"question": 7, "answer": -12})
+    problems = load_problems(DataConfig(train=path), "train")
+    assert [(p.text, p.answer) for p in problems] == [("1+2=", "3"), ("7", "-12")]
+
+
+def test_columns_and_the_part_of_the_answer_that_counts_are_configurable(tmp_path):
+    path = write(tmp_path / "rows.jsonl", {"problem": "2+2?", "solution": "2 and 2 is\n#### 4 "})
+    data = DataConfig(train=path, prompt_key="problem", answer_key="solution", answer_pattern="#### (.*)")
+    assert [(p.text, p.answer) for p in load_problems(data, "train")] == [("2+2?", "4")]
+
+
+def test_limits_and_splits_choose_their_own_file(tmp_path):
+    train = write(tmp_path / "train.jsonl", GOOD, GOOD, "not read any more")
+    held_out = write(tmp_path / "eval.jsonl", GOOD, GOOD, GOOD)
+    data = DataConfig(train=train, train_limit=2, eval=held_out, eval_limit=1)
+    assert len(load_problems(data, "train")) == 2
+    assert [p.id for p in load_problems(data, "eval")] == [f"{held_out}:1"]
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        ("", "is empty"),
+        ("   ", "is empty"),
+        ('{"question": "1+2=",', "is not JSON"),
+        ("question,answer", "is not JSON"),
+        ('["1+2=", "3"]', "is not a JSON object"),
+        ("3", "is not a JSON object"),
+        (b'{"question": "\xff", "answer": "3"}', "is not UTF-8"),
+        ({"question": "1+2="}, "has no column 'answer' (data.answer_key); it has: question"),
+        ({"problem": "1+2=", "answer": "3"}, "has no column 'question' (data.prompt_key); it has: problem, answer"),
+        ({"question": "1+2=", "answer": ""}, "column 'answer' (data.answer_key) is empty"),
+        ({"question": "1+2=", "answer": "  "}, "column 'answer' (data.answer_key) is empty"),
+        ({"question": "1+2=", "answer": None}, "column 'answer' (data.answer_key) is empty or not text: None"),
+        ({"question": "", "answer": "3"}, "column 'question' (data.prompt_key) is empty"),
+        ({"question": "1+2=", "answer": ["3"]}, "not text: ['3']"),
+        ({"question": "1+2=", "answer": True}, "not text: True"),
+        ({"question": "1+2=", "answer": float("nan")}, "not text: nan"),
+    ],
+)
+def test_a_bad_row_is_refused_by_file_and_line(tmp_path, row, words):
+    path = write(tmp_path / "rows.jsonl", GOOD, row, GOOD)
+    message = refusal(load_problems, DataConfig(train=path), "train")
+    assert message.startswith(f"{path}:2") and words in message
+
+
+@pytest.mark.parametrize("answer", ["no mark", "#### ", "####"])
+def test_an_answer_without_the_pattern_is_refused_by_file_and_line(tmp_path, answer):
+    path = write(tmp_path / "rows.jsonl", {"question": "q", "answer": "#### 1"}, {"question": "q", "answer": answer})
+    message = refusal(load_problems, DataConfig(train=path, answer_pattern="#### (.*)"), "train")
+    assert message.startswith(f"{path}:2") and "data.answer_pattern='#### (.*)' finds nothing" in message
+
+
+def test_empty_and_missing_files_are_refused(tmp_path):
+    path = write(tmp_path / "rows.jsonl")
+    assert refusal(load_problems, DataConfig(train=path), "train") == f"data.train={path} has no rows"
+    missing = str(tmp_path / "missing.jsonl")
+    assert refusal(load_problems, DataConfig(train="x", eval=missing), "eval").startswith(
+        f"data.eval={missing} does not"
+    )
+
+
+def test_the_built_in_task_keeps_its_splits_apart():
+    train = load_problems(DataConfig(train="arithmetic", train_limit=500), "train")
+    held_out = load_problems(DataConfig(train="arithmetic", eval="arithmetic"), "eval")
+    assert len(train) == 500 and len({p.id for p in train}) == 500
+    assert not {p.text for p in train} & {p.text for p in held_out}
+    assert train == load_problems(DataConfig(train="arithmetic", train_limit=500), "train")
+
+
+def test_prompts_over_the_limit_are_dropped_and_counted(tmp_path, tokenizer):
+    path = write(tmp_path / "rows.jsonl", *({"question": "1" * length, "answer": 1} for length in (3, 5, 4, 6)))
+    prompts = load_prompts(DataConfig(train=path, max_prompt_tokens=4), "train", tokenizer)
+    assert [prompt.text for prompt in prompts.prompts] == ["111", "1111"]
+    assert prompts.dropped == 2
+    first = prompts.prompts[0]
+    assert first.token_ids.dtype == np.int32 and first.token_ids.tolist() == tokenizer("111")["input_ids"]
+    assert (first.id, first.answer, first.source) == (f"{path}:1", "1", path)
+
+
+def test_a_limit_that_drops_every_prompt_is_refused_with_the_shortest_length(tmp_path, tokenizer):
+    path = write(tmp_path / "rows.jsonl", *({"question": "1" * length, "answer": 1} for length in (9, 7)))
+    message = refusal(load_prompts, DataConfig(train=path, max_prompt_tokens=6), "train", tokenizer)
+    assert message.startswith("data.max_prompt_tokens=6") and "shortest has 7 tokens" in message
+
+
+def test_templates_wrap_the_problem(tokenizer):
+    data = DataConfig(train="arithmetic", prompt_template="1{problem}=2{problem}")
+    assert encode_prompts(data, ["x"], tokenizer) == [tokenizer("1x=2x")["input_ids"]]
+    data = DataConfig(train="arithmetic", system_prompt="12")
+    assert encode_prompts(data, ["3"], tokenizer) == [tokenizer("12\n3")["input_ids"]]
+    assert encode_prompts(DataConfig(train="arithmetic"), ["{problem}"], tokenizer) == [
+        tokenizer("{problem}")["input_ids"]
+    ]
+
+
+def test_a_chat_template_wraps_system_prompt_and_problem():
+    tokenizer = arithmetic.tokenizer()
+    data = DataConfig(train="arithmetic", chat_template=True, system_prompt="7", prompt_template="{problem}=")
+    assert refusal(encode_prompts, data, ["1"], tokenizer).startswith("data.chat_template=true but")
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '8' if m.role == 'system' else '9' }}{{ m.content }};{% endfor %}"
+        "{% if add_generation_prompt %}~{% endif %}"
+    )
+    assert encode_prompts(data, ["1", "2"], tokenizer) == [
+        tokenizer(text)["input_ids"] for text in ("87;91=;~", "87;92=;~")
+    ]
+
+
+def prompt_set(count):
+    return PromptSet([Prompt(str(i), "", np.zeros(1, np.int32), "", "test") for i in range(count)], dropped=0)
+
+
+def ids(prompts, step, count, seed=0):
+    return [prompt.id for prompt in prompts.at_step(step, count, seed)]
+
+
+def test_the_prompts_of_a_step_depend_on_the_arguments_alone():
+    prompts = prompt_set(10)
+    forwards = [ids(prompts, step, 3) for step in range(12)]
+    backwards = [ids(prompt_set(10), step, 3) for step in reversed(range(12))]
+    assert forwards == backwards[::-1]
+    assert ids(prompt_set(6), 0, 3) == ["1", "3", "0"], "resuming an old run would see other prompts"
+
+
+@pytest.mark.parametrize(("size", "count"), [(10, 3), (12, 4), (5, 5), (7, 1), (5, 4)])
+def test_no_prompt_comes_twice_in_a_step_or_an_epoch(size, count):
+    prompts, steps = prompt_set(size), size // count
+    for epoch in range(4):
+        seen = [i for step in range(steps) for i in ids(prompts, epoch * steps + step, count)]
+        assert len(seen) == len(set(seen)) == steps * count
+
+
+def test_epochs_and_seeds_have_their_own_order():
+    prompts = prompt_set(40)
+    epochs = [[i for step in range(4) for i in ids(prompts, epoch * 4 + step, 10)] for epoch in range(3)]
+    assert len({tuple(order) for order in epochs}) == 3
+    assert all(sorted(order) == sorted(epochs[0]) for order in epochs)
+    assert epochs[0] != [str(i) for i in range(40)]
+    assert ids(prompts, 0, 10, seed=0) != ids(prompts, 0, 10, seed=1)
+
+
+def test_prompts_left_over_in_one_epoch_come_in_others():
+    prompts = prompt_set(5)
+    assert {i for step in range(12) for i in ids(prompts, step, 4)} == {str(i) for i in range(5)}
+
+
+def test_a_stable_hash_is_the_same_for_ever():
+    assert stable_hash(0, "step", 7, "arithmetic/3", 1) == 4683226580370693705
+    assert stable_hash() == 4090036724241674979
+
+
+def test_a_stable_hash_fits_63_bits_and_tells_its_parts_apart():
+    parts = [(0, 1), (1, 0), ("0", 1), (0, 1, 0), ("01",), (0, "1"), (None, 1)]
+    hashes = [stable_hash(*p) for p in parts]
+    assert len(set(hashes)) == len(parts)
+    assert all(0 <= stable_hash("seed", i) < 2**63 for i in range(1000))

@@ -1,0 +1,209 @@
+"""Mistakes of the user's: refused before anything is started or written, in lines that say what would be right."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from megarl.config import load_config
+from megarl.preflight import check_run
+from megarl.types import UserError
+
+CONFIG = """\
+run: {{dir: {folder}/run}}
+model: {{path: {folder}/model}}
+data: {{train: {folder}/rows.jsonl, max_prompt_tokens: 16}}
+schedule: {{prompts_per_step: 2, samples_per_prompt: 2}}
+rollout: {{max_response_tokens: 24}}
+"""
+
+
+@pytest.fixture
+def project(qwen2, tmp_path):
+    """A folder with a model, data and a configuration that there is nothing wrong with."""
+    shutil.copytree(qwen2, tmp_path / "model")
+    (tmp_path / "rows.jsonl").write_text('{"question": "1+2=", "answer": "3"}\n' * 3)
+    (tmp_path / "config.yaml").write_text(CONFIG.format(folder=tmp_path))
+    return tmp_path
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def holds_a_run(folder):
+    (folder / "run").mkdir()
+    (folder / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+
+
+def edit_model_config(folder, **fields):
+    path = folder / "model" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+# name -> (what goes wrong in the project's folder, overrides, the key or row, what would be legal)
+MISTAKES = {
+    "unknown key": (None, ["run.step=3"], "run.step is not a known key", "did you mean steps?"),
+    "tensor parallel size": (
+        None,
+        ["learner.tensor_model_parallel_size=4"],
+        "learner.tensor_model_parallel_size=4 does not divide this model's 4 query heads, 2 key-value heads",
+        "it allows 1 or 2",
+    ),
+    "malformed row": (
+        lambda folder: (folder / "rows.jsonl").open("a").write('{"question": "2+2="}\n'),
+        [],
+        "rows.jsonl:4 has no column 'answer' (data.answer_key)",
+        "it has: question",
+    ),
+    "precision": (None, ["model.precision=fp8"], "model.precision=fp8 needs", "use fp32 or bf16"),
+    "truncated weights": (
+        lambda folder: truncate(folder / "model" / "model.safetensors"),
+        [],
+        "model.safetensors is not a readable safetensors file",
+        "",
+    ),
+    "run folder in use": (holds_a_run, [], "already holds a run", "go on with --resume, or name another folder"),
+    "pipeline parallel size": (
+        None,
+        ["learner.pipeline_model_parallel_size=3"],
+        "learner.pipeline_model_parallel_size=3 does not divide this model's 4 layers",
+        "it allows 1, 2 or 4",
+    ),
+    "no model folder": (
+        lambda folder: shutil.rmtree(folder / "model"),
+        [],
+        "model.path=",
+        "expected a Hugging Face model folder",
+    ),
+    "no config.json": (
+        lambda folder: (folder / "model" / "config.json").unlink(),
+        [],
+        "has no config.json",
+        "expected a Hugging Face model folder",
+    ),
+    "no tokenizer": (
+        lambda folder: (folder / "model" / "tokenizer.json").unlink(),
+        [],
+        "has no tokenizer",
+        "save one with the model",
+    ),
+    "another model type": (
+        lambda folder: edit_model_config(folder, model_type="gpt2"),
+        [],
+        "model_type 'gpt2' is not supported",
+        "supported: llama, qwen2",
+    ),
+    "model and weights disagree": (
+        lambda folder: edit_model_config(folder, vocab_size=60),
+        [],
+        "lm_head.weight has shape [50, ",
+        "config.json implies [60, ",
+    ),
+    "empty data file": (lambda folder: (folder / "rows.jsonl").write_text(""), [], "rows.jsonl has no rows", ""),
+    "no data file": (
+        lambda folder: (folder / "rows.jsonl").unlink(),
+        [],
+        "rows.jsonl does not exist",
+        "expected a .jsonl file, a hub data set, or arithmetic",
+    ),
+    "no evaluation data": (None, ["data.eval=gone.jsonl"], "data.eval=gone.jsonl does not exist", "expected"),
+    "fewer rows than a step": (
+        None,
+        ["schedule.prompts_per_step=4"],
+        "schedule.prompts_per_step=4 is more than the 3 rows",
+        "use at most that",
+    ),
+    "one sample": (
+        None,
+        ["schedule.samples_per_prompt=1", "recipe=grpo"],
+        "schedule.samples_per_prompt=1 gives recipe grpo nothing to compare",
+        "use at least 2",
+    ),
+    "world size": (
+        None,
+        ["learner.world_size=3", "learner.tensor_model_parallel_size=2"],
+        "learner.world_size=3 is not a multiple",
+        "use 2 or 4 ranks",
+    ),
+    "positions": (
+        None,
+        ["data.max_prompt_tokens=500"],
+        "data.max_prompt_tokens + rollout.max_response_tokens = 524 is more than this model's 512 positions",
+        "lower one of them",
+    ),
+    "run folder below a file": (
+        None,
+        ["run.dir={folder}/config.yaml/run"],
+        "config.yaml is a file",
+        "name a folder",
+    ),
+}
+IN_A_PROCESS = [
+    "unknown key",
+    "tensor parallel size",
+    "malformed row",
+    "precision",
+    "truncated weights",
+    "run folder in use",
+]
+
+
+def prepare(project, name):
+    """Makes the mistake; (overrides, what the folder holds, words that the message must have)."""
+    spoil, overrides, key, legal = MISTAKES[name]
+    if spoil:
+        spoil(project)
+    return [override.format(folder=project) for override in overrides], snapshot(project), (key, legal)
+
+
+def snapshot(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if "__pycache__" not in path.parts}
+
+
+def test_the_project_is_fine_without_a_mistake(project):
+    before = snapshot(project)
+    check_run(load_config(project / "config.yaml"), "train", resume=False)
+    assert snapshot(project) == before
+
+
+@pytest.mark.parametrize("name", [name for name in MISTAKES if name not in IN_A_PROCESS])
+def test_a_mistake_is_refused_before_anything_is_written(project, name):
+    overrides, before, words = prepare(project, name)
+    with pytest.raises(UserError) as caught:
+        check_run(load_config(project / "config.yaml", overrides), "train", resume=False)
+    message = str(caught.value)
+    assert all(word in message for word in words) and "\n" not in message
+    assert snapshot(project) == before
+
+
+def megarl(project, *arguments):
+    environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    command = [sys.executable, "-m", "megarl.cli", *arguments]
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
+
+
+@pytest.mark.parametrize("name", IN_A_PROCESS)
+def test_the_command_ends_with_status_2_and_one_line_that_says_why(project, name):
+    if name == "precision" and torch.cuda.is_available():
+        pytest.skip("this GPU may well compute in fp8")
+    overrides, before, words = prepare(project, name)
+    done = megarl(project, "train", "config.yaml", *overrides)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("megarl: error: ") and all(word in line for word in words)
+    assert done.stdout == ""
+    assert snapshot(project) == before
+
+
+def test_a_run_that_is_there_can_be_resumed(project):
+    holds_a_run(project)
+    check_run(load_config(project / "config.yaml"), "train", resume=True)
+
+
+def test_demonstrations_need_no_evaluation_data(project):
+    check_run(load_config(project / "config.yaml", ["data.eval=gone.jsonl"]), "sft", resume=False)

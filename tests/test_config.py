@@ -1,0 +1,301 @@
+from pathlib import Path
+
+import pytest
+
+from megarl.algorithms.recipe import RECIPES, Recipe
+from megarl.config import dump_config, load_config, parse_config
+from megarl.types import UserError
+
+QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
+MINIMAL = "model: {path: a/model}\ndata: {train: arithmetic}\n"
+
+
+def load(tmp_path, text="", *overrides):
+    """The config of MINIMAL, further sections and overrides."""
+    path = tmp_path / "config.yaml"
+    path.write_text(MINIMAL + text)
+    return load_config(path, list(overrides))
+
+
+def refusal(tmp_path, text="", *overrides):
+    with pytest.raises(UserError) as caught:
+        load(tmp_path, text, *overrides)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted(QUICKSTART.parent.glob("*.yaml")), ids=lambda path: path.name)
+def test_shipped_configurations_are_valid(path):
+    assert load_config(path).model.path
+
+
+def test_what_is_not_set_has_the_papers_defaults(tmp_path):
+    config = load(tmp_path)
+    assert config.recipe == RECIPES["raft_pp"]
+    assert (config.schedule.prompts_per_step, config.schedule.samples_per_prompt) == (1024, 4)
+    assert (config.optim.lr, config.optim.weight_decay, config.optim.grad_clip) == (1e-6, 0.01, 1.0)
+    assert (config.optim.beta1, config.optim.beta2, config.optim.lr_schedule) == (0.9, 0.999, "constant")
+    assert (config.rollout.temperature, config.rollout.top_p, config.rollout.top_k) == (1.0, 1.0, 0)
+    assert config.data.max_prompt_tokens == 1024
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("optm: {lr: 1.0}", "optm is not a known key, did you mean optim?"),
+        ("run: {step: 3}", "run.step is not a known key, did you mean steps?"),
+        ("rollout: {max_respons_tokens: 3}", "did you mean max_response_tokens?"),
+        ("recipe: {name: grpo, clip_hi: 0.3}", "recipe.clip_hi is not a known key, did you mean clip_high?"),
+        ("reward: {zzz: 1}", "reward.zzz is not a known key; known keys: workers, cpu_seconds"),
+        ("recipe: grop", "recipe='grop' is unknown, did you mean grpo?; recipes: raft, raft_pp, reinforce"),
+    ],
+)
+def test_an_unknown_key_is_refused_with_the_nearest_known_one(tmp_path, text, words):
+    assert words in refusal(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("run: {steps: many}", "run.steps='many': should be integer"),
+        ("run: {steps: '10'}", "run.steps='10': should be integer"),
+        ("run: {steps: 1.5}", "run.steps=1.5: should be integer"),
+        ("run: {steps: true}", "run.steps=True: should be integer"),
+        ("run: {steps: 0}", "run.steps=0: should be greater than or equal to 1"),
+        ("run: {export: 1}", "run.export=1: should be boolean"),
+        ("run: {dir: 3}", "run.dir=3: should be string"),
+        ("run:", "run=None: should be a section"),
+        ("run: [steps]", "run=['steps']: should be a section"),
+        ("optim: {lr: -1.0}", "optim.lr=-1.0: should be greater than or equal to 0"),
+        ("optim: {lr: .inf}", "optim.lr=inf: should be a finite number"),
+        ("optim: {lr: .nan}", "optim.lr=nan: should be a finite number"),
+        ("optim: {lr_schedule: linear}", "optim.lr_schedule='linear': should be 'constant' or 'cosine'"),
+        ("rollout: {top_p: 1.5}", "rollout.top_p=1.5: should be less than or equal to 1"),
+        ("recipe: {name: grpo, wrong_reward: 0.5}", "recipe.wrong_reward=0.5: should be 0.0 or -1.0"),
+        ("recipe: {name: raft, clip: ppo}", "recipe.clip=ppo clips a ratio, but recipe.ratio=none"),
+        ("learner: {recompute: some}", "learner.recompute='some': should be 'none' or 'full'"),
+        ("1: 2", "1=1: Keys should be strings"),
+    ],
+)
+def test_a_wrong_type_or_value_is_refused_with_what_would_be_legal(tmp_path, text, words):
+    message = refusal(tmp_path, text)
+    assert words in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("answer_pattern", "(", "not a regular expression"),
+        ("answer_pattern", "####", "needs one group"),
+        ("prompt_template", "Solve it.", "must contain {problem}"),
+    ],
+)
+def test_data_patterns_are_checked(tmp_path, field, value, words):
+    message = refusal(tmp_path, "", f"data.{field}='{value}'")
+    assert message.startswith(f"data.{field}='{value}'") and words in message
+
+
+def test_every_mistake_gets_its_line(tmp_path):
+    message = refusal(tmp_path, "run: {seed: -1, steps: 0}\noptim: {lr: high}\n")
+    assert [line.split("=")[0] for line in message.splitlines()] == ["run.seed", "run.steps", "optim.lr"]
+
+
+def test_required_sections_and_keys_are_named(tmp_path):
+    (tmp_path / "c.yaml").write_text("run: {steps: 3}")
+    with pytest.raises(UserError, match="^model is required\ndata is required$"):
+        load_config(tmp_path / "c.yaml")
+    (tmp_path / "c.yaml").write_text("model: {precision: bf16}\ndata: {train: arithmetic}")
+    with pytest.raises(UserError, match="^model.path is required$"):
+        load_config(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"run: {steps: 3\n", "line 2: not valid YAML"),
+        (b"run:\n\tsteps: 3\n", "line 2: not valid YAML"),
+        (b"run: {dir: a}\noptim: {lr: 1}\nrun: {steps: 3}\n", "line 3: not valid YAML (run is given twice)"),
+        (b"run: {steps: 3,\n  steps: 4}\n", "line 2: not valid YAML (steps is given twice)"),
+        (b"run: \xff", "not valid YAML"),
+        (b"run: \x00", "not valid YAML"),
+        (b"", "expected sections"),
+        (b"just words", "expected sections"),
+        (b"- run", "expected sections"),
+    ],
+)
+def test_a_broken_file_is_refused_by_name_and_line(tmp_path, content, words):
+    path = tmp_path / "broken.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        load_config(path)
+    message = str(caught.value)
+    assert message.startswith(str(path)) and words in message and "\n" not in message
+
+
+def test_a_missing_file_is_refused_by_name(tmp_path):
+    with pytest.raises(UserError, match="nowhere.yaml does not exist"):
+        load_config(tmp_path / "nowhere.yaml")
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("2e-4", 2e-4), ("1E-3", 1e-3), ("5.0e-4", 5e-4), (".5e-2", 5e-3), ("1e+1", 10.0), ("1", 1.0)]
+)
+def test_numbers_in_scientific_notation_are_numbers(tmp_path, text, value):
+    for config in (load(tmp_path, f"optim: {{lr: {text}}}"), load(tmp_path, "", f"optim.lr={text}")):
+        assert config.optim.lr == value
+
+
+def test_overrides_win_over_the_file_in_their_order(tmp_path):
+    config = load(
+        tmp_path,
+        "run: {steps: 3, seed: 4}",
+        "run.steps=5",
+        "run.steps=6",
+        "data.eval=null",
+        "data.subset=main",
+        "data.prompt_template='{problem} = ?'",
+        "run.export=false",
+        "learner.world_size=",
+    )
+    assert (config.run.steps, config.run.seed, config.run.export) == (6, 4, False)
+    assert (config.data.eval, config.data.subset, config.data.prompt_template) == (None, "main", "{problem} = ?")
+    assert config.learner.world_size is None
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("steps", "override 'steps': expected section.key=value"),
+        ("=3", "override '=3': expected section.key=value"),
+        ("optim.lr=[1", "override 'optim.lr=[1': '[1' is not a YAML value"),
+        ("run={steps: 1, steps: 2}", "is not a YAML value"),
+        ("data.train.file=x", "override 'data.train.file=x': data.train is a value, not a section"),
+        ("optim.learning_rate=1", "optim.learning_rate is not a known key"),
+        ("recipe.clip_high=0.3", "recipe has neither name nor base"),
+    ],
+)
+def test_a_malformed_override_is_refused(tmp_path, override, words):
+    assert words in refusal(tmp_path, "", override)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "recipe"),
+    [
+        ("recipe: grpo", [], RECIPES["grpo"]),
+        ("", ["recipe=grpo"], RECIPES["grpo"]),
+        ("recipe: raft", ["recipe=grpo"], RECIPES["grpo"]),
+        ("recipe: {name: grpo, clip_high: 0.28}", [], RECIPES["grpo"].model_copy(update={"clip_high": 0.28})),
+        ("recipe: grpo", ["recipe.clip_high=0.28"], RECIPES["grpo"].model_copy(update={"clip_high": 0.28})),
+        (
+            "recipe: {name: mine, base: reinforce, dropped: zero}",
+            [],
+            RECIPES["reinforce"].model_copy(update={"name": "mine", "dropped": "zero"}),
+        ),
+        ("recipe: {name: mine, base: none, baseline: mean}", [], Recipe(name="mine", baseline="mean")),
+        ("recipe: {base: none, wrong_reward: -1}", [], Recipe(wrong_reward=-1.0)),
+    ],
+)
+def test_a_recipe_is_a_name_or_fields_on_a_base(tmp_path, text, overrides, recipe):
+    assert load(tmp_path, text, *overrides).recipe == recipe
+
+
+@pytest.mark.parametrize("text", ["recipe: {name: mine}", "recipe: {name: mine, base: grop}", "recipe: {name: [grpo]}"])
+def test_a_recipe_without_a_known_base_is_refused_with_the_known_ones(tmp_path, text):
+    message = refusal(tmp_path, text)
+    assert all(name in message for name in RECIPES) and "base" in message
+
+
+@pytest.mark.parametrize("text", ["recipe:", "recipe: [grpo]", "recipe: 3", "recipe: {baseline: mean}"])
+def test_something_that_is_no_recipe_is_refused_with_the_names(tmp_path, text):
+    assert refusal(tmp_path, text).endswith("names: raft, raft_pp, reinforce, reinforce_rej, grpo")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [],
+        ["recipe=grpo"],
+        ["recipe={name: mine, base: grpo, clip_high: 0.28, dual_clip: 3}"],
+        ["recipe={name: none-of-these, base: none}"],
+        ["optim.lr=2.5e-7", "optim.eps=1e-12", "data.eval=null", "learner.world_size=4"],
+        ["run.dir='1e5'", "data.subset='2e-4'", "data.answer_pattern='#### (.*)'", "data.train_split='no'"],
+        ["data.system_prompt='a: b\n# c\n'", "data.prompt_template='\"{problem}\" é'"],
+    ],
+)
+def test_a_dumped_configuration_loads_as_the_same_one(tmp_path, overrides):
+    config = load_config(QUICKSTART, overrides)
+    (tmp_path / "dumped.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "dumped.yaml") == config
+
+
+@pytest.mark.parametrize("recipe", ["reinforce_rej", "grpo", "{name: x, base: none, baseline: mean}"])
+def test_one_sample_per_prompt_is_refused_where_a_group_is_compared(tmp_path, recipe):
+    text = f"schedule: {{samples_per_prompt: 1}}\nrecipe: {recipe}"
+    message = refusal(tmp_path, text)
+    assert message.startswith("schedule.samples_per_prompt=1") and message.endswith("use at least 2")
+    load(tmp_path, text, "schedule.samples_per_prompt=2")
+
+
+@pytest.mark.parametrize("recipe", ["raft", "raft_pp", "reinforce"])
+def test_one_sample_per_prompt_is_fine_without_a_group(tmp_path, recipe):
+    assert load(tmp_path, f"schedule: {{samples_per_prompt: 1}}\nrecipe: {recipe}").recipe.name == recipe
+
+
+@pytest.mark.parametrize("sampling", ["rollout.top_p=0.9", "rollout.top_k=50"])
+def test_ratios_refuse_truncated_sampling_unless_told(tmp_path, sampling):
+    message = refusal(tmp_path, "recipe: raft_pp", sampling)
+    assert sampling in message and "rollout.allow_truncated_sampling=true" in message
+    load(tmp_path, "recipe: raft_pp", sampling, "rollout.allow_truncated_sampling=true")
+    load(tmp_path, "recipe: raft", sampling)
+
+
+@pytest.mark.parametrize(
+    ("world_size", "tp", "pp", "words"),
+    [
+        (3, 2, 1, "tensor_model_parallel_size x pipeline_model_parallel_size = 2; use 2 or 4 ranks"),
+        (6, 2, 2, "= 4; use 4 or 8 ranks"),
+        (2, 2, 2, "= 4; use 4 ranks"),
+    ],
+)
+def test_a_world_size_that_does_not_factor_is_refused_with_the_nearest_that_do(tmp_path, world_size, tp, pp, words):
+    layout = f"tensor_model_parallel_size: {tp}, pipeline_model_parallel_size: {pp}"
+    message = refusal(tmp_path, f"learner: {{world_size: {world_size}, {layout}}}")
+    assert message.startswith(f"learner.world_size={world_size} ") and message.endswith(words)
+
+
+def test_data_parallel_size_is_what_the_model_leaves_over(tmp_path):
+    learner = load(tmp_path, "learner: {world_size: 8, tensor_model_parallel_size: 2}").learner
+    assert (learner.model_parallel_size, learner.data_parallel_size(8), learner.data_parallel_size(2)) == (2, 4, 1)
+    with pytest.raises(UserError, match="learner.world_size=5"):
+        learner.data_parallel_size(5)
+
+
+def test_a_minibatch_larger_than_the_step_is_refused(tmp_path):
+    text = "schedule: {prompts_per_step: 8, minibatch_prompts: 9}"
+    message = refusal(tmp_path, text)
+    assert "schedule.minibatch_prompts=9" in message and "schedule.prompts_per_step=8" in message
+    assert load(tmp_path, text, "schedule.minibatch_prompts=8").updates_per_step == 1
+
+
+@pytest.mark.parametrize(("minibatch", "epochs", "updates"), [("null", 1, 1), ("null", 2, 2), (4, 1, 2), (3, 2, 6)])
+def test_updates_per_step_count_minibatches_and_epochs(tmp_path, minibatch, epochs, updates):
+    text = f"schedule: {{prompts_per_step: 8, minibatch_prompts: {minibatch}, epochs: {epochs}}}"
+    assert load(tmp_path, text).updates_per_step == updates
+
+
+def test_a_micro_batch_must_hold_the_longest_sequence(tmp_path):
+    lengths = ["data.max_prompt_tokens=100", "rollout.max_response_tokens=50", "eval.max_response_tokens=70"]
+    message = refusal(tmp_path, "", *lengths, "learner.micro_batch_tokens=169")
+    assert "learner.micro_batch_tokens=169" in message and "= 170" in message
+    assert load(tmp_path, "", *lengths, "learner.micro_batch_tokens=170").max_sequence_tokens == 170
+
+
+def test_a_configuration_does_not_change(tmp_path):
+    config = load(tmp_path)
+    with pytest.raises(ValueError, match="frozen"):
+        config.run.steps = 3
+
+
+def test_overrides_do_not_reach_the_values_they_were_given():
+    values = {"model": {"path": "m"}, "data": {"train": "arithmetic"}, "recipe": {"name": "grpo", "clip_low": 0.1}}
+    parse_config(values)
+    assert values["recipe"] == {"name": "grpo", "clip_low": 0.1}
