@@ -4,12 +4,13 @@ VENV   := .venv
 READY  := $(VENV)/.ready
 TORCH  := $(shell grep '^torch==' requirements-cpu.lock)
 
-.PHONY: help env quickstart test lint clean
+.PHONY: help env quickstart test lint base-model clean
 help:
 	@echo "make quickstart   set up, then train the built-in model on the built-in task (TP=2, CPU)"
 	@echo "make test         set up, then run the test suite"
 	@echo "make env          set up only: $(VENV) with the locked CPU environment"
 	@echo "make lint         ruff and mypy"
+	@echo "make base-model   rebuild the built-in model"
 
 env: $(READY)
 
@@ -25,13 +26,19 @@ $(READY): requirements-cpu.lock pyproject.toml
 	@touch $(READY)
 
 quickstart: env
-	@$(VENV)/bin/megarl train configs/quickstart.yaml $(ARGS)
+	@$(VENV)/bin/megarl train configs/quickstart.yaml run.dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
 test: env
 	@$(VENV)/bin/python -m pytest $(ARGS)
 
 lint: env
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+
+# Rebuilds the model that quickstart starts from: demonstrations, then `megarl sft` (about 2 minutes).
+base-model: env
+	@rm -rf runs/base_model
+	@$(VENV)/bin/python tools/build_base_model.py build runs/base_model configs/base_model_sft.yaml
+	@cp runs/base_model/run/hf/* megarl/data/base_model/
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache

@@ -46,6 +46,7 @@ class RunLog:
     def __init__(self, config: Config, *, leads: bool, start: int = 0) -> None:
         self.folder = Path(config.run.dir)
         self.console = Console(quiet=not leads, highlight=False, soft_wrap=True)
+        self.stop_file = self.folder / "STOP"
         self._leads, self._steps = leads, config.run.steps
         self._times: dict[str, float] = {}
         self._progress: Progress | None = None
@@ -79,6 +80,11 @@ class RunLog:
             self._progress.start()
             self._step_task = self._progress.add_task("step", total=self._steps, completed=start, note="")
             self._phase_task = self._progress.add_task("starting", total=None, note="")
+
+    @property
+    def stop_requested(self) -> bool:
+        """Whether somebody (a person, a batch script near its time limit) has put a file STOP into the run folder."""
+        return self.stop_file.exists()
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:

@@ -55,16 +55,16 @@ def train(config: Config, resume: bool = False) -> None:
             log.samples(f"eval_{done:06d}", groups)
             return evaluation_metrics(groups) | probe_agreement(config, learner, groups)
 
-        before: Metrics = {}
+        evaluations: dict[str, Metrics] = {"before": {}, "after": {}}
         if checkpoint:
             log.say(f"resuming from {checkpoint}")
-            before = store.load(checkpoint, learner.module, learner.optimizer)["before"]
+            evaluations = store.load(checkpoint, learner.module, learner.optimizer)["evaluations"]
         sync_weights(start)
         if not checkpoint and config.data.eval:
-            before = evaluate(0)
-            log.step(0, before | log.take_times())
-        after = before
+            evaluations["before"] = evaluate(0)
+            log.step(0, evaluations["before"])
         log.take_times()
+        done = start
 
         for step in range(start, config.run.steps):
             groups = source.next_groups(step)
@@ -82,18 +82,24 @@ def train(config: Config, resume: bool = False) -> None:
             if updates:
                 first, update = updates[0]
                 metrics |= check_agreement(config, first, update.logprobs)
-            sync_weights(step + 1)
+            done = step + 1
+            sync_weights(done)
 
-            done, last = step + 1, step + 1 == config.run.steps
+            last, stop = done == config.run.steps, mesh.broadcast(log.stop_requested)
             if config.data.eval and (last or config.run.is_due(done, config.run.evaluate_every)):
-                after = evaluate(done)
-                metrics |= after
-            if last or config.run.is_due(done, config.run.checkpoint_every):
+                evaluations["after"] = evaluate(done)
+                metrics |= evaluations["after"]
+            if last or stop or config.run.is_due(done, config.run.checkpoint_every):
                 with log.phase("checkpoint"):
-                    store.save(done, learner.module, learner.optimizer, config.model.path, {"before": before})
+                    store.save(done, learner.module, learner.optimizer, config.model.path, {"evaluations": evaluations})
             log.step(done, metrics | log.take_times(), groups)
+            if stop:
+                break
 
-        if config.run.export:
-            learner.export(log.folder / "hf")
-        log.show(summary(config, before, after, time.time() - started))
+        if done < config.run.steps:
+            log.say(f"stopped by {log.stop_file} after step {done}; remove it and go on with --resume")
+        else:
+            if config.run.export:
+                learner.export(log.folder / "hf")
+            log.show(summary(config, evaluations["before"], evaluations["after"], time.time() - started))
     mesh.close()

@@ -8,6 +8,7 @@ import random
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -126,9 +127,15 @@ class PromptSet:
         a step twice.
         """
         epoch, position = divmod(step, len(self.prompts) // count)
-        order = list(range(len(self.prompts)))
-        random.Random(stable_hash(seed, "prompt order", epoch)).shuffle(order)
+        order = _epoch_order(len(self.prompts), seed, epoch)
         return [self.prompts[i] for i in order[position * count : (position + 1) * count]]
+
+
+@lru_cache(maxsize=1)
+def _epoch_order(count: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(count))
+    random.Random(stable_hash(seed, "prompt order", epoch)).shuffle(order)
+    return order
 
 
 def load_prompts(data: DataConfig, split: Split, tokenizer: Any) -> PromptSet:

@@ -135,7 +135,7 @@ def _is_weight(name: str) -> bool:
     return not name.startswith("optimizer.") and not name.endswith("_extra_state")
 
 
-def _first_cause(error: Exception) -> str:
+def _first_cause(error: BaseException) -> str:
     """One line of what the first rank met; torch's own message holds every rank's traceback."""
     causes = [cause for cause, _ in error.failures.values()] if isinstance(error, CheckpointException) else [error]
     return (str(causes[0]).splitlines() or [type(causes[0]).__name__])[0]

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
@@ -72,7 +73,7 @@ class Learner:
             model,
         )
         self.optimizer = get_megatron_optimizer(_optimizer_config(config), [self.policy])
-        _initialise_state(self.optimizer)
+        _prepare_torch_adamw(self.optimizer)
         self._forward_backward = get_forward_backward_func()
         self._stream = WeightStream(model, self.arch, mesh)
 
@@ -225,13 +226,30 @@ def _optimizer_config(config: Config) -> OptimizerConfig:
     )
 
 
-def _initialise_state(optimizer: Any) -> None:
-    """Give torch's AdamW its moments now: a checkpoint may be due before the first update, when all was filtered away."""
+def _prepare_torch_adamw(optimizer: Any) -> None:
+    """Make torch's AdamW, which stands in for Transformer Engine's or Apex's, fit to be saved and restored at any time.
+
+    It gets its moments now: a checkpoint may be due before the first update, when everything was filtered away. And
+    restoring must leave its `step` alone, which Megatron keeps in the parameter groups but looks for among the tensors.
+    """
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
-        if isinstance(part.optimizer, torch.optim.AdamW):
-            for group in part.optimizer.param_groups:
-                for param in group["params"]:
-                    state = part.optimizer.state[param]
-                    state["step"] = torch.zeros(())
-                    state["exp_avg"] = torch.zeros_like(param)
-                    state["exp_avg_sq"] = torch.zeros_like(param)
+        if not isinstance(part.optimizer, torch.optim.AdamW):
+            continue
+        for group in part.optimizer.param_groups:
+            for param in group["params"]:
+                state = part.optimizer.state[param]
+                state["step"] = torch.zeros(())
+                state["exp_avg"] = torch.zeros_like(param)
+                state["exp_avg_sq"] = torch.zeros_like(param)
+        if isinstance(part, DistributedOptimizer):
+            part._set_main_param_and_optimizer_states = _restore_except_step(part)
+
+
+def _restore_except_step(optimizer: DistributedOptimizer) -> Callable[[Tensor, dict[str, Tensor]], None]:
+    restore = optimizer._set_main_param_and_optimizer_states
+
+    def restore_except_step(model_param: Tensor, tensors: dict[str, Tensor]) -> None:
+        own = optimizer._get_main_param_and_optimizer_states(model_param)
+        restore(model_param, {"step": own["step"], **tensors})
+
+    return restore_except_step

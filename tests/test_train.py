@@ -1,0 +1,108 @@
+"""The main job through the command line: real ranks, a real engine, the built-in model and task."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parent.parent
+SETTINGS = [
+    "schedule.prompts_per_step=16",
+    "schedule.samples_per_prompt=4",
+    "schedule.minibatch_prompts=8",
+    "data.eval_limit=16",
+    "rollout.max_sequences=128",
+    "recipe=grpo",
+]
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    config = str(ROOT / "configs/quickstart.yaml")
+    return [sys.executable, "-m", "megarl.cli", "train", config, f"run.dir={folder}", *SETTINGS, *arguments]
+
+
+def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    done = subprocess.run(command(folder, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def metrics(folder: Path) -> dict[int, dict]:
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert len({row["step"] for row in rows}) == len(rows), "a step was recorded twice"
+    return {row["step"]: {k: v for k, v in row.items() if not k.startswith("time/")} for row in rows}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "uninterrupted"
+    run(folder, "run.steps=4", "run.checkpoint_every=2")
+    return folder
+
+
+def test_every_step_agrees_with_the_engine_and_is_recorded(uninterrupted):
+    rows = metrics(uninterrupted)
+    assert sorted(rows) == [0, 1, 2, 3, 4]
+    assert rows[0]["eval/mismatch/mean"] < 1e-3 and rows[4]["eval/mismatch/mean"] < 1e-3
+    for step in range(1, 5):
+        assert rows[step]["mismatch/mean"] < 1e-3
+        assert rows[step]["updates/count"] == 2
+        samples = [json.loads(x) for x in (uninterrupted / f"samples/step_{step:06d}.jsonl").read_text().splitlines()]
+        assert len(samples) == 64 and {s["weight_version"] for s in samples} == {step - 1}
+    times = json.loads((uninterrupted / "metrics.jsonl").read_text().splitlines()[-1])
+    for phase in ("rollout", "grading", "annotate", "update", "weight_sync", "checkpoint"):
+        assert times[f"time/{phase}"] > 0
+    assert {"config.yaml", "versions.json", "tensorboard", "hf", "checkpoints"} <= {p.name for p in uninterrupted.iterdir()}
+
+
+def test_a_killed_run_resumes_to_the_uninterrupted_one(uninterrupted, tmp_path):
+    process = subprocess.Popen(
+        command(tmp_path, "run.steps=4", "run.checkpoint_every=2"),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "samples/step_000003.jsonl").exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[0]
+        time.sleep(0.02)
+    os.kill(rank_process(process.pid, rank=1), signal.SIGKILL)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "rank 1 was killed by SIGKILL" in output and "--resume" in output, output
+    assert "Traceback" not in output
+    assert (tmp_path / "checkpoints/LATEST").read_text().strip() == "step_000002"
+
+    assert "resuming from" in run(tmp_path, "run.steps=4", "run.checkpoint_every=2", "--resume").stdout
+    assert metrics(tmp_path) == metrics(uninterrupted)
+    resumed, expected = (load_file(folder / "hf/model.safetensors") for folder in (tmp_path, uninterrupted))
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)
+
+
+def test_without_a_learning_rate_nothing_improves_and_a_stop_file_saves_and_ends(tmp_path):
+    tmp_path.mkdir(exist_ok=True)
+    (tmp_path / "STOP").touch()
+    output = run(tmp_path, "run.steps=3", "optim.lr=0", "run.evaluate_every=1").stdout
+    rows = metrics(tmp_path)
+    assert sorted(rows) == [0, 1] and "go on with --resume" in output
+    assert (tmp_path / "checkpoints/LATEST").read_text().strip() == "step_000001"
+    before, after = ({k: v for k, v in row.items() if k.startswith("eval/")} for row in (rows[0], rows[1]))
+    assert before == after and rows[1]["updates/count"] == 2
+
+
+def rank_process(launcher: int, rank: int) -> int:
+    """Process id of a rank among the launcher's children."""
+    import psutil
+
+    for child in psutil.Process(launcher).children():
+        if child.environ().get("RANK") == str(rank):
+            return child.pid
+    raise AssertionError(f"no rank {rank}")
