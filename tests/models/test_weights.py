@@ -66,7 +66,9 @@ def row_of(layout, arch):
 
 @pytest.mark.parametrize(("arch", "tp"), LAYOUTS)
 def test_a_rank_holds_the_queries_keys_and_values_of_its_own_groups(arch, tp):
-    q, k, v = originals = tensors_of(row_of(Layout.QKV, arch), arch)
+    row = row_of(Layout.QKV, arch)
+    assert [name.split(".")[-2] for name in row.hf] == ["q_proj", "k_proj", "v_proj"]
+    q, k, v = originals = tensors_of(row, arch)
     heads, d = arch.num_attention_heads // arch.num_query_groups, arch.head_dim
     for rank, shard in enumerate(split(Layout.QKV, originals, arch, tp)):
         groups = arch.num_query_groups // tp
@@ -78,7 +80,9 @@ def test_a_rank_holds_the_queries_keys_and_values_of_its_own_groups(arch, tp):
 
 @pytest.mark.parametrize(("arch", "tp"), LAYOUTS)
 def test_a_rank_holds_its_part_of_gate_before_its_part_of_up(arch, tp):
-    gate, up = originals = tensors_of(row_of(Layout.GATE_UP, arch), arch)
+    row = row_of(Layout.GATE_UP, arch)
+    assert [name.split(".")[-2] for name in row.hf] == ["gate_proj", "up_proj"]
+    gate, up = originals = tensors_of(row, arch)
     width = arch.ffn_hidden_size // tp
     for rank, shard in enumerate(split(Layout.GATE_UP, originals, arch, tp)):
         mine = slice(rank * width, (rank + 1) * width)

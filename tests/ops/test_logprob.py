@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from megarl.ops.logprob import logit_grad, logit_stats, logprob_and_entropy, merge_stats
 
@@ -186,6 +187,36 @@ def test_slices_of_the_vocabulary_merge_to_the_whole(tp, width, vocab_size, case
     assert all(shard.shape == (ROWS, width) for shard in shards)
     expected_gradient = gradient(lambda x: reference(x, targets, vocab_size=vocab_size, **arguments), logits.double())
     assert (torch.cat(shards, dim=1) - expected_gradient).abs().max() <= 1e-4
+
+
+def check_on_a_rank(rank, store):
+    """One of two ranks: its half of the columns gives the whole's values, and its half of the gradient."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    logits, targets, _ = make_logits("hot")
+    mine = slice(rank * COLUMNS // 2, (rank + 1) * COLUMNS // 2)
+    for vocab_size in (COLUMNS, 45, 20):  # no padding; some on rank 1; rank 1 holds nothing else
+        arguments = {"vocab_size": vocab_size, "temperature": 1.7}
+        logits[:, vocab_size:] = 1e4
+        targets = targets % vocab_size
+
+        def parallel(x, arguments=arguments, targets=targets):
+            return logprob_and_entropy(x, targets, tp_group=dist.group.WORLD, **arguments)
+
+        def whole(x, arguments=arguments, targets=targets):
+            return reference(x, targets, **arguments)
+
+        for value, expected in zip(parallel(logits[:, mine]), whole(logits), strict=True):
+            assert (value - expected).abs().max() <= 2e-5
+            values = [torch.empty_like(value) for _ in range(2)]
+            dist.all_gather(values, value)
+            assert torch.equal(*values), "the ranks disagree"
+        expected = gradient(whole, logits.double())[:, mine]
+        assert (gradient(parallel, logits[:, mine]) - expected).abs().max() <= 1e-4
+    dist.destroy_process_group()
+
+
+def test_two_ranks_agree_bitwise_and_with_float64(tmp_path):
+    torch.multiprocessing.spawn(check_on_a_rank, args=(tmp_path / "store",), nprocs=2)
 
 
 def test_a_slice_of_nothing_but_padding_adds_nothing():
