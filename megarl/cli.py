@@ -9,11 +9,9 @@ import traceback
 from collections.abc import Callable
 
 from megarl.config import Config, load_config
-from megarl.launcher import launch
+from megarl.launcher import USER_ERROR, launch
 from megarl.preflight import check_run
 from megarl.types import UserError
-
-USER_ERROR = 2  # exit status
 
 
 def main(arguments: list[str] | None = None) -> None:

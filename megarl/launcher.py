@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import uuid
 from pathlib import Path
 
 from megarl.config import Config
+
+USER_ERROR = 2  # exit status of a rank that refused the user's input
 
 
 class RunFailed(RuntimeError):
@@ -45,8 +48,16 @@ def launch(config: Config, arguments: list[str]) -> None:
     try:
         elastic_launch(launch_config, sys.executable)("-m", "megarl.cli", *arguments)
     except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode == 2:
-            sys.exit(2)  # a user's mistake, already explained by rank 0
+        # A killed rank takes the others down within the same poll: it is the cause, they are not.
+        rank, failure = min(error.failures.items(), key=lambda item: (_blame(item[1].exitcode), item[1].timestamp))
+        if failure.exitcode == USER_ERROR:
+            sys.exit(USER_ERROR)  # already explained by rank 0
         what = f"was killed by {failure.signal_name()}" if failure.exitcode < 0 else f"exited with {failure.exitcode}"
         raise RunFailed(f"rank {rank} {what}; logs are in {logs}, go on with --resume") from None
+
+
+def _blame(exitcode: int) -> int:
+    """Order of likely causes: refused input, a signal (but the launcher itself sends SIGTERM), an error."""
+    if exitcode == USER_ERROR:
+        return 0
+    return 1 if exitcode < 0 and exitcode != -signal.SIGTERM else 2

@@ -60,7 +60,9 @@ def run_ranks():
 
     def run(program: Path, ranks: int, *arguments: object) -> str:
         command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", program]
-        done = subprocess.run([str(part) for part in (*command, *arguments)], capture_output=True, text=True, timeout=600)
+        done = subprocess.run(
+            [str(part) for part in (*command, *arguments)], capture_output=True, text=True, timeout=600
+        )
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
         return done.stdout
 

@@ -59,7 +59,9 @@ def test_every_step_agrees_with_the_engine_and_is_recorded(uninterrupted):
     times = json.loads((uninterrupted / "metrics.jsonl").read_text().splitlines()[-1])
     for phase in ("rollout", "grading", "annotate", "update", "weight_sync", "checkpoint"):
         assert times[f"time/{phase}"] > 0
-    assert {"config.yaml", "versions.json", "tensorboard", "hf", "checkpoints"} <= {p.name for p in uninterrupted.iterdir()}
+    assert {"config.yaml", "versions.json", "tensorboard", "hf", "checkpoints"} <= {
+        p.name for p in uninterrupted.iterdir()
+    }
 
 
 def test_a_killed_run_resumes_to_the_uninterrupted_one(uninterrupted, tmp_path):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import queue
 import shutil
 import warnings
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from torch.distributed.checkpoint.api import CheckpointException
 
@@ -29,6 +31,9 @@ from megarl.models.files import copy_model_files
 from megarl.types import UserError
 
 # Passed as a copy: Megatron adds the current layout's process group to it.
+# Megarl saves synchronously, so results stay in this process; Megatron's default queue is a process of its own, which
+# would outlive a killed rank.
+filesystem_async._results_queue = queue.Queue()
 METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "singleton_local_shards": False}
 
 

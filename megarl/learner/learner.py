@@ -230,7 +230,8 @@ def _prepare_torch_adamw(optimizer: Any) -> None:
     """Make torch's AdamW, which stands in for Transformer Engine's or Apex's, fit to be saved and restored at any time.
 
     It gets its moments now: a checkpoint may be due before the first update, when everything was filtered away. And
-    restoring must leave its `step` alone, which Megatron keeps in the parameter groups but looks for among the tensors.
+    restoring must treat its `step` apart: Megatron's distributed optimizer looks for it among the tensors, and gives all parameters
+    one and the same counter, which AdamW would then advance once for each of them.
     """
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if not isinstance(part.optimizer, torch.optim.AdamW):
@@ -245,11 +246,12 @@ def _prepare_torch_adamw(optimizer: Any) -> None:
             part._set_main_param_and_optimizer_states = _restore_except_step(part)
 
 
-def _restore_except_step(optimizer: DistributedOptimizer) -> Callable[[Tensor, dict[str, Tensor]], None]:
-    restore = optimizer._set_main_param_and_optimizer_states
+def _restore_except_step(part: DistributedOptimizer) -> Callable[[Tensor, dict[str, Tensor]], None]:
+    restore = part._set_main_param_and_optimizer_states
 
     def restore_except_step(model_param: Tensor, tensors: dict[str, Tensor]) -> None:
-        own = optimizer._get_main_param_and_optimizer_states(model_param)
+        own = part._get_main_param_and_optimizer_states(model_param)
         restore(model_param, {"step": own["step"], **tensors})
+        part.optimizer.state[own["param"]]["step"] = own["step"].clone()
 
     return restore_except_step

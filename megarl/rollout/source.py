@@ -10,7 +10,7 @@ from torch import Tensor
 from megarl.config import Config
 from megarl.data.prompts import PromptSet, load_prompts
 from megarl.learner.mesh import Mesh
-from megarl.rollout.sampler import Sampler, evaluation_sampling, training_sampling
+from megarl.rollout.sampler import Sampler, training_sampling
 from megarl.runlog import RunLog
 from megarl.types import SampleGroup, UserError
 

@@ -15,7 +15,6 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from megarl.rollout.transfer import WeightTransferError, checksum, map_file
 
-
 EMBEDDING = "model.embed_tokens.weight"
 
 

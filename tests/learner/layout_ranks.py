@@ -1,6 +1,6 @@
 """Rank program: gradients of every recipe under every layout of this many ranks, as Hugging Face tensors.
 
-    torchrun --nproc-per-node N layout_ranks.py OUT MODEL [MODEL ...]
+torchrun --nproc-per-node N layout_ranks.py OUT MODEL [MODEL ...]
 """
 
 import os
