@@ -30,10 +30,10 @@ from megarl.learner.mesh import Mesh
 from megarl.models.files import copy_model_files
 from megarl.types import UserError
 
-# Passed as a copy: Megatron adds the current layout's process group to it.
 # Megarl saves synchronously, so results stay in this process; Megatron's default queue is a process of its own, which
 # would outlive a killed rank.
 filesystem_async._results_queue = queue.Queue()
+# Passed as a copy: Megatron adds the current layout's process group to it.
 METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "singleton_local_shards": False}
 
 

@@ -1,0 +1,133 @@
+import contextlib
+import json
+import os
+import random
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from megarl.data import arithmetic
+
+LAUNCH = Path(__file__).parents[2] / "launch"
+TIMEOUT_S = 120
+STEPS = 2
+
+
+def start(*arguments: str, log: Path, **environment: object) -> subprocess.Popen[bytes]:
+    """launch/torchrun.sh with these variables and none of a surrounding launcher's; its output is in `log`."""
+    ours = re.compile("NNODES|NODE_RANK|NPROC_PER_NODE|MASTER_.*|RANK|WORLD_SIZE|SLURM_NODEID")
+    inherited = {name: value for name, value in os.environ.items() if not ours.fullmatch(name)}
+    inherited["PATH"] = f"{Path(sys.executable).parent}:{inherited['PATH']}"
+    variables = {name: str(value) for name, value in environment.items()}
+    with log.open("wb") as output:
+        command = [LAUNCH / "torchrun.sh", *arguments]
+        return subprocess.Popen(command, env=inherited | variables, stdout=output, stderr=subprocess.STDOUT)
+
+
+def finish(*processes: subprocess.Popen[bytes]) -> list[int]:
+    """Their exit statuses; whatever still runs at the time limit is killed, ranks included."""
+    deadline = time.monotonic() + TIMEOUT_S
+    try:
+        return [process.wait(max(deadline - time.monotonic(), 0.1)) for process in processes]
+    finally:
+        for process in processes:
+            if process.poll() is None:  # torchrun gives each rank a session of its own: a process group isn't all
+                for descendant in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        descendant.kill()
+                process.wait()
+
+
+@pytest.fixture(scope="module")
+def config(qwen2, tmp_path_factory) -> Path:
+    """A few demonstrations of the built-in task, learned at TP=2."""
+    folder = tmp_path_factory.mktemp("sft")
+    rng = random.Random(0)
+    problems = arithmetic.problems(0, 12, "train")
+    rows = [{"prompt": p.question, "response": arithmetic.demonstration(p, rng)} for p in problems]
+    (folder / "demonstrations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    values = {
+        "run": {"steps": STEPS},
+        "model": {"path": str(qwen2)},
+        "data": {
+            "train": str(folder / "demonstrations.jsonl"),
+            "prompt_key": "prompt",
+            "answer_key": "response",
+            "max_prompt_tokens": 16,
+        },
+        "schedule": {"prompts_per_step": 4},
+        "optim": {"lr": 1e-3},
+        "learner": {"tensor_model_parallel_size": 2},
+        "rollout": {"max_response_tokens": 32},
+    }
+    (folder / "sft.yaml").write_text(yaml.safe_dump(values))
+    return folder / "sft.yaml"
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in LAUNCH.iterdir()))
+def test_a_launch_script_is_sound_bash(script):
+    checks = [["bash", "-n"]] + ([["shellcheck"]] if shutil.which("shellcheck") else [])
+    for check in checks:
+        done = subprocess.run([*check, LAUNCH / script], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_two_nodes_train_as_one_does(config, qwen2, tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    logs = [tmp_path / f"{name}.log" for name in ("one", "node0", "node1")]
+    alone = finish(start("sft", str(config), f"run.dir={one}", log=logs[0], NPROC_PER_NODE=2))
+    assert alone == [0], logs[0].read_text()[-4000:]
+    cluster = {"NNODES": 2, "NPROC_PER_NODE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    nodes = [
+        start("sft", str(config), f"run.dir={two}", log=log, NODE_RANK=rank, **cluster)
+        for rank, log in enumerate(logs[1:])
+    ]
+    assert finish(*nodes) == [0, 0], "".join(log.read_text()[-4000:] for log in logs[1:])
+
+    expected, actual = (metrics_of(run) for run in (one, two))
+    assert len(expected) == STEPS
+    assert actual == expected
+    before, expected, actual = (load_file(folder / "model.safetensors") for folder in (qwen2, one / "hf", two / "hf"))
+    assert actual.keys() == expected.keys() == before.keys()
+    for name in before:
+        assert actual[name].equal(expected[name]), name
+        assert not actual[name].equal(before[name]), f"{name} was not trained"
+
+
+def metrics_of(run: Path) -> list[dict[str, float]]:
+    """What a run recorded of each step, but for the clock."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+
+
+def test_what_a_second_node_needs_is_refused_in_one_line(config, tmp_path):
+    log = tmp_path / "log"
+    cases = [
+        ({"NNODES": 2, "NODE_RANK": 0}, "NNODES=2 needs MASTER_ADDR"),
+        ({"NNODES": 2, "MASTER_ADDR": "127.0.0.1"}, "NNODES=2 needs NODE_RANK"),
+        ({"NNODES": 2, "NODE_RANK": 2, "MASTER_ADDR": "127.0.0.1"}, "NODE_RANK=2 is not a number from 0 to 1"),
+        ({"NNODES": "two"}, "NNODES=two is not a number"),
+    ]
+    for environment, why in cases:
+        assert finish(start("sft", str(config), log=log, **environment)) == [2]
+        assert log.read_text().startswith(f"torchrun.sh: {why}")
+        assert len(log.read_text().splitlines()) == 1
+    with socket.create_server(("", 0)) as taken:
+        port = taken.getsockname()[1]
+        cluster = {"NNODES": 2, "NODE_RANK": 0, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        assert finish(start("sft", str(config), log=log, **cluster)) == [2]
+    assert log.read_text().startswith(f"torchrun.sh: MASTER_PORT={port} can't be opened")
