@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from megarl.config import Config, load_config
 from megarl.launcher import USER_ERROR, launch
-from megarl.preflight import check_run
+from megarl.preflight import check_run, check_run_folder
 from megarl.types import UserError
 
 
@@ -23,6 +23,8 @@ def main(arguments: list[str] | None = None) -> None:
             check_run(config, options.command, resume)
             launch(config, sys.argv[1:] if arguments is None else arguments)
         else:
+            if int(os.environ.get("RANK", 0)) == 0:
+                check_run_folder(config, resume)
             COMMANDS[options.command](config, resume)
     except UserError as error:
         _fail(str(error), USER_ERROR)

@@ -23,7 +23,7 @@ def check_run_folder(config: Config, resume: bool) -> None:
         if path.exists() and not path.is_dir():
             raise UserError(f"run.dir={folder}: {path} is a file; name a folder")
     if not resume and (folder / "metrics.jsonl").exists():
-        raise UserError(f"run.dir={folder} already holds a run; go on with --resume, or name another folder")
+        raise UserError(f"run.dir={folder} already holds a run; name another folder, or go on with train --resume")
 
 
 def check_precision(config: Config) -> None:

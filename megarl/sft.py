@@ -55,7 +55,7 @@ def load_demonstrations(config: Config, tokenizer: Any) -> tuple[PromptSet, dict
             responses[problem.id] = np.array([*response, tokenizer.eos_token_id], np.int32)
     if config.schedule.prompts_per_step > len(prompts):
         raise UserError(
-            f"schedule.prompts_per_step={config.schedule.prompts_per_step} is more than the {len(prompts)} demonstrations "
-            "of data.train that fit the token limits; use at most that"
+            f"schedule.prompts_per_step={config.schedule.prompts_per_step} is more than the {len(prompts)} "
+            "demonstrations of data.train that fit the token limits; use at most that"
         )
     return PromptSet(prompts, 0), responses, len(problems) - len(prompts)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class UserError(ValueError):
-    """A mistake of the user's: the message names the key, file or row and what would be legal. Shown without traceback."""
+    """A mistake of the user's: the message names the key, file or row and the fix. Shown without traceback."""
 
 
 class RewardStatus(StrEnum):

@@ -18,7 +18,8 @@ class Recipe(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
     name: str = "custom"
-    wrong_reward: Literal[0.0, -1.0] = Field(0.0, description="reward of a wrong answer; a correct one gets 1")
+    # A correct answer gets 1.
+    wrong_reward: Literal[0.0, -1.0] = Field(0.0, description="reward of a wrong answer")  # type: ignore[valid-type]
     overlong: Literal["none", "mask"] = Field("none", description="mask: truncated responses leave the loss")
     group_filter: Literal["none", "all_wrong", "all_correct", "both"] = Field(
         "none", description="drop whole prompts whose samples are all wrong / all correct"
@@ -71,18 +72,16 @@ class Recipe(BaseModel):
         return self.kl_coef > 0
 
 
-_PPO_CLIP = {"ratio": "token", "clip": "ppo"}
-
 # Source: "A Minimalist Approach to LLM Reasoning", arXiv 2504.11343 (RAFT, RAFT++, Reinforce, Reinforce-Rej);
 # GRPO: arXiv 2402.03300.
 RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe(name="raft", sample_filter="positive"),
-        Recipe(name="raft_pp", sample_filter="positive", **_PPO_CLIP),
-        Recipe(name="reinforce", wrong_reward=-1.0, **_PPO_CLIP),
-        Recipe(name="reinforce_rej", wrong_reward=-1.0, group_filter="both", **_PPO_CLIP),
-        Recipe(name="grpo", baseline="mean", scale="group_std", kl_coef=0.001, **_PPO_CLIP),
+        Recipe(name="raft_pp", sample_filter="positive", ratio="token", clip="ppo"),
+        Recipe(name="reinforce", wrong_reward=-1.0, ratio="token", clip="ppo"),
+        Recipe(name="reinforce_rej", wrong_reward=-1.0, group_filter="both", ratio="token", clip="ppo"),
+        Recipe(name="grpo", baseline="mean", scale="group_std", kl_coef=0.001, ratio="token", clip="ppo"),
     )
 }
 

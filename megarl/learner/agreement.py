@@ -31,14 +31,14 @@ def check_agreement(config: Config, batch: Batch, logprobs: Tensor) -> Metrics:
     limit = config.rollout.max_logprob_difference or LIMITS[config.model.precision]
     if not metrics["mismatch/mean"] <= limit:
         raise MismatchError(
-            f"log-probs of rollout engine and learner differ by {metrics['mismatch/mean']:.2g} on average, over the limit "
-            f"of {limit:g} (rollout.max_logprob_difference): the engine does not serve the learner's weights"
+            f"log-probs of rollout engine and learner differ by {metrics['mismatch/mean']:.2g} on average, over the "
+            f"limit of {limit:g} (rollout.max_logprob_difference): the engine does not serve the learner's weights"
         )
     return metrics
 
 
 def probe_agreement(config: Config, learner: Learner, groups: list[SampleGroup]) -> Metrics:
-    """check_agreement on a few evaluation groups; nothing where they were sampled at another temperature. Collective."""
+    """check_agreement on a few evaluation groups; nothing where sampled at another temperature. Collective."""
     if config.eval.temperature != config.rollout.temperature:
         return {}
     probe = groups[:PROBE_GROUPS]

@@ -79,8 +79,13 @@ class CheckpointStore:
 
     def load(self, path: Path, model: Any, optimizer: Any) -> dict[str, Any]:
         """Restore model and optimizer in place, on this layout whatever layout wrote them; the saved state."""
-        with _quiet():
-            loaded = dist_checkpointing.load(_sharded_state(model, optimizer, is_loading=True), str(path))
+        try:
+            with _quiet():
+                loaded = dist_checkpointing.load(_sharded_state(model, optimizer, is_loading=True), str(path))
+        except (CheckpointException, CheckpointingException) as error:
+            raise UserError(
+                f"{path} can't be loaded: {_first_cause(error)}; name another checkpoint in LATEST"
+            ) from None
         model.load_state_dict(loaded["model"])
         optimizer.load_state_dict(loaded["optimizer"])
         return json.loads((path / "state.json").read_text())

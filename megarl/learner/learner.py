@@ -230,8 +230,8 @@ def _prepare_torch_adamw(optimizer: Any) -> None:
     """Make torch's AdamW, which stands in for Transformer Engine's or Apex's, fit to be saved and restored at any time.
 
     It gets its moments now: a checkpoint may be due before the first update, when everything was filtered away. And
-    restoring must treat its `step` apart: Megatron's distributed optimizer looks for it among the tensors, and gives all parameters
-    one and the same counter, which AdamW would then advance once for each of them.
+    restoring must treat its `step` apart: Megatron's distributed optimizer looks for it among the tensors, and gives
+    all parameters one and the same counter, which AdamW would then advance once for each of them.
     """
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if not isinstance(part.optimizer, torch.optim.AdamW):

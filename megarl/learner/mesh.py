@@ -27,7 +27,8 @@ class Mesh:
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         if config.world_size not in (None, self.world_size):
             raise UserError(
-                f"learner.world_size={config.world_size} but the launcher started {self.world_size} ranks; make them equal"
+                f"learner.world_size={config.world_size} but the launcher started {self.world_size} ranks; make "
+                "them equal"
             )
         config.data_parallel_size(self.world_size)
         for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0"), ("RANK", "0"), ("WORLD_SIZE", "1")):

@@ -28,7 +28,7 @@ def check_precision(precision: Precision) -> None:
         capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
         if not uses_transformer_engine() or capability < (9, 0):
             raise UserError(
-                "model.precision=fp8 needs Transformer Engine and a Hopper or newer GPU; use fp32 or bf16 on this machine"
+                "model.precision=fp8 needs Transformer Engine and a Hopper or newer GPU; use fp32 or bf16 here"
             )
 
 

@@ -1,4 +1,4 @@
-"""Weights in and out: Hugging Face files -> Megatron shards, and Megatron shards -> a stream of Hugging Face tensors."""
+"""Weights in and out: Hugging Face files -> Megatron shards -> a stream of Hugging Face tensors."""
 
 from __future__ import annotations
 

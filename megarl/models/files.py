@@ -80,3 +80,5 @@ def save_hf_model(target: Path, source: str | Path, tensors: Iterable[tuple[str,
     config_path.write_text(json.dumps(config, indent=2) + "\n")
     disable_progress_bars()
     save_torch_state_dict(state, target, metadata={"format": "pt"}, max_shard_size="5GB")
+    for file in target.glob("*.safetensors"):
+        file.chmod(0o644)  # as any other file, not for its owner alone

@@ -66,7 +66,7 @@ def _load_prompts(config: Config, tokenizer: Any, log: RunLog) -> tuple[PromptSe
             log.say(f"data.{name}: dropped {prompts.dropped} prompts of over {config.data.max_prompt_tokens} tokens")
     if config.schedule.prompts_per_step > len(train.prompts):
         raise UserError(
-            f"schedule.prompts_per_step={config.schedule.prompts_per_step} is more than the {len(train.prompts)} prompts "
-            "of data.train; use at most that"
+            f"schedule.prompts_per_step={config.schedule.prompts_per_step} is more than the {len(train.prompts)} "
+            "prompts of data.train that fit data.max_prompt_tokens; use at most that"
         )
     return train, held_out

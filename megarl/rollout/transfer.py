@@ -89,7 +89,7 @@ def map_file(path: str | Path, size: int) -> Tensor:
 
 
 def checksum(data: Tensor) -> str:
-    return xxhash.xxh3_64_hexdigest(data.numpy())
+    return xxhash.xxh3_64_hexdigest(memoryview(data.numpy()))
 
 
 def register() -> None:

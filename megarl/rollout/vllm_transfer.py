@@ -64,7 +64,8 @@ class SharedMemoryTransfer(WeightTransferEngine[Manifest, BucketInfo]):
         if unknown := set(names) - self.expected:
             raise WeightTransferError(f"a weight bucket holds tensors that were never announced: {sorted(unknown)[:3]}")
         tensors = {entry["name"]: self._tensor(memory, entry) for entry in update_info.entries}
-        self.loaded |= self.model.load_weights(iter(tensors.items()))
+        model: Any = self.model
+        self.loaded |= model.load_weights(iter(tensors.items()))
         if self.model_config.hf_config.tie_word_embeddings and EMBEDDING in tensors:
             self._load_tied_head(tensors[EMBEDDING])
         self.received |= set(names)
@@ -89,12 +90,13 @@ class SharedMemoryTransfer(WeightTransferEngine[Manifest, BucketInfo]):
 
     def _load_tied_head(self, embedding: torch.Tensor) -> None:
         """vLLM's loader skips a tied head, but reloading gives it a weight of its own (prepacked, on a CPU)."""
-        weight = self.model.lm_head.weight
+        model: Any = self.model
+        weight = model.lm_head.weight
         weight.weight_loader(weight, embedding)
         self.loaded.add("lm_head.weight")
 
     def _tensor(self, memory: torch.Tensor, entry: dict[str, Any]) -> torch.Tensor:
-        """A copy on the engine's device: loading is deferred until a layer is complete, the bucket is refilled before."""
+        """A copy on the engine's device: loading waits until a layer is complete, the bucket is refilled before."""
         dtype, shape = getattr(torch, entry["dtype"]), torch.Size(entry["shape"])
         data = memory[entry["offset"] : entry["offset"] + shape.numel() * dtype.itemsize]
         return data.clone().view(dtype).view(shape).to(self.device)

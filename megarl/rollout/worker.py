@@ -66,9 +66,9 @@ class Engine:
             )
             for request in requests
         ]
-        prompts = [{"prompt_token_ids": request.prompt_ids} for request in requests]
+        prompts: Any = [{"prompt_token_ids": request.prompt_ids} for request in requests]
         self.llm.enqueue(prompts, params, use_tqdm=False)
-        outputs = self.llm.wait_for_completion(use_tqdm=lambda **_: _Progress(progress))
+        outputs: Any = self.llm.wait_for_completion(use_tqdm=lambda **_: _Progress(progress))
         return [self._response(output.outputs[0]) for output in outputs]
 
     def _response(self, completion: Any) -> Response:

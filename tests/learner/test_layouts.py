@@ -2,7 +2,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from layout_ranks import LAYOUTS
 
 from megarl.algorithms.recipe import RECIPES

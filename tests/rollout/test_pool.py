@@ -101,8 +101,14 @@ def test_learner_vllm_and_transformers_agree_before_and_after_updates(pool, lear
 def test_equal_seeds_give_equal_samples_and_other_seeds_others(pool, learner):
     pool.update_weights(learner.hf_weights(), 0)
     first, again, other = (responses(pool, seed=seed)[1] for seed in (1, 1, 99))
-    assert all((a.token_ids == b.token_ids).all() and (a.logprobs == b.logprobs).all() for a, b in zip(first, again))
-    assert any(len(a.token_ids) != len(b.token_ids) or (a.token_ids != b.token_ids).any() for a, b in zip(first, other))
+    assert all(
+        (a.token_ids == b.token_ids).all() and (a.logprobs == b.logprobs).all()
+        for a, b in zip(first, again, strict=True)
+    )
+    assert any(
+        len(a.token_ids) != len(b.token_ids) or (a.token_ids != b.token_ids).any()
+        for a, b in zip(first, other, strict=True)
+    )
 
 
 def test_a_corrupted_bucket_is_refused_and_nothing_is_served_until_a_complete_update(pool, learner, monkeypatch):

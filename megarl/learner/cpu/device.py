@@ -1,8 +1,10 @@
 """Device layer: Megatron-Core's `cuda` references resolve to the CPU where there is no GPU.
 
-Call `install()` before megatron.core is imported and `patch_megatron()` after. It patches torch process-wide, so it must
-never run in a process that holds a vLLM engine. With a GPU present both do nothing.
+Call `install()` before megatron.core is imported and `patch_megatron()` after. It patches torch process-wide, so it
+must never run in a process that holds a vLLM engine. With a GPU present both do nothing.
 """
+
+# mypy: ignore-errors
 
 from __future__ import annotations
 
@@ -39,7 +41,7 @@ def install() -> None:
     if _installed or torch.cuda.is_available():
         return
     _installed = True
-    # `with torch.device(...)` recognises factories by identity and remembers them at its first use: let it see torch's own.
+    # `with torch.device(...)` knows factories by identity and remembers them at first use: let it see torch's own.
     _device_constructors()
     for name in FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))

@@ -90,13 +90,15 @@ class RotaryAttention(MegatronModule):
         query, key = (_rotate(x, packed_seq_params.positions, self.inv_freq) for x in (query, key))
         output = torch.zeros_like(query)
         for index, valid in packed_seq_params.rectangles:
-            rows = self._attend(query[index], key[index], value[index])
-            output = output.index_put((index[valid],), rows[valid])
+            attended = self._attend(query[index], key[index], value[index])
+            output = output.index_put((index[valid],), attended[valid])
         return output.flatten(1)
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # [B, S, n, D] -> [B, S, n, D]
-        heads_first = (x.transpose(1, 2) for x in (query, key, value))
-        output = F.scaled_dot_product_attention(*heads_first, is_causal=True, scale=self.softmax_scale, enable_gqa=True)
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        output = F.scaled_dot_product_attention(
+            query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=True
+        )
         return output.transpose(1, 2)
 
 
