@@ -41,4 +41,4 @@ base-model: env
 	@cp runs/base_model/run/hf/* megarl/data/base_model/
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache
