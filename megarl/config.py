@@ -147,7 +147,6 @@ class LearnerConfig(Section):
     world_size: int | None = Field(None, ge=1, description="ranks; null: what the launcher gives, else TP x PP")
     tensor_model_parallel_size: int = Field(1, ge=1)
     pipeline_model_parallel_size: int = Field(1, ge=1)
-    use_distributed_optimizer: bool = Field(True, description="shard optimizer state over data-parallel ranks")
     packing: bool = Field(True, description="pack sequences without padding; false: pad each micro-batch")
     micro_batch_tokens: int = Field(16384, ge=1, description="tokens per micro-batch (padding counts)")
     recompute: Literal["none", "full"] = Field("none", description="recompute activations in the backward pass")

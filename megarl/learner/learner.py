@@ -46,10 +46,14 @@ class Update:
 class Learner:
     """The policy, its optimizer and, where the recipe needs one, the frozen reference.
 
-    Every method is collective: all ranks call it with the same arguments.
+    Every method is collective: all ranks call it with the same arguments. Optimizer state and reduced gradients are
+    sharded over data-parallel ranks (Megatron's distributed optimizer); without `shard_optimizer` every rank ends a
+    `backward` with the whole gradient.
     """
 
-    def __init__(self, config: Config, recipe: Recipe, hf_config: Any, mesh: Mesh) -> None:
+    def __init__(
+        self, config: Config, recipe: Recipe, hf_config: Any, mesh: Mesh, *, shard_optimizer: bool = True
+    ) -> None:
         self.config, self.recipe, self.mesh = config, recipe, mesh
         self.arch = architecture(hf_config)
         self.transformer = transformer_config(hf_config, config.learner, config.model.precision)
@@ -64,15 +68,14 @@ class Learner:
         if recipe.needs_reference:
             self.reference = build_model(hf_config, self.transformer, mesh).requires_grad_(False)
             self.reference.load_state_dict(model.state_dict())
-        sharded = config.learner.use_distributed_optimizer
         self.policy = DistributedDataParallel(
             self.transformer,
             DistributedDataParallelConfig(
-                grad_reduce_in_fp32=True, use_distributed_optimizer=sharded, check_for_nan_in_grad=True
+                grad_reduce_in_fp32=True, use_distributed_optimizer=shard_optimizer, check_for_nan_in_grad=True
             ),
             model,
         )
-        self.optimizer = get_megatron_optimizer(_optimizer_config(config), [self.policy])
+        self.optimizer = get_megatron_optimizer(_optimizer_config(config, shard_optimizer), [self.policy])
         _prepare_torch_adamw(self.optimizer)
         self._forward_backward = get_forward_backward_func()
         self._stream = WeightStream(model, self.arch, mesh)
@@ -210,7 +213,7 @@ def _packed(micro: MicroBatch, device: torch.device) -> PackedSeqParams | None:
     )
 
 
-def _optimizer_config(config: Config) -> OptimizerConfig:
+def _optimizer_config(config: Config, sharded: bool) -> OptimizerConfig:
     optim, dtype = config.optim, params_dtype(config.model.precision)
     return OptimizerConfig(
         optimizer="adam",
@@ -222,7 +225,7 @@ def _optimizer_config(config: Config) -> OptimizerConfig:
         clip_grad=optim.grad_clip,
         params_dtype=dtype,
         bf16=dtype is torch.bfloat16,
-        use_distributed_optimizer=config.learner.use_distributed_optimizer,
+        use_distributed_optimizer=sharded,
     )
 
 

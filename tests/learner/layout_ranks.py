@@ -63,7 +63,7 @@ def make_batch() -> Batch:
     )
 
 
-def config_for(model: str, recipe, layout, **learner):  # noqa: ANN001, ANN003
+def config_for(model: str, layout):  # noqa: ANN001
     tp, pp, tokens, packing, recompute = layout
     return parse_config(
         {
@@ -77,8 +77,6 @@ def config_for(model: str, recipe, layout, **learner):  # noqa: ANN001, ANN003
                 "micro_batch_tokens": tokens,
                 "packing": packing,
                 "recompute": recompute,
-                "use_distributed_optimizer": False,
-                **learner,
             },
         }
     )
@@ -86,7 +84,8 @@ def config_for(model: str, recipe, layout, **learner):  # noqa: ANN001, ANN003
 
 def run_layout(model: str, recipe: Recipe, layout, mesh: Mesh) -> dict:  # noqa: ANN001
     """Log-probs, entropy, loss and gradients of one batch."""
-    learner = Learner(config_for(model, recipe, layout), recipe, read_hf_config(model), mesh)
+    config = config_for(model, layout)
+    learner = Learner(config, recipe, read_hf_config(model), mesh, shard_optimizer=False)
     batch = make_batch()
     learner.annotate(batch, old=True, reference=recipe.needs_reference)
     # Move the policy away from old and reference, the same way in every layout.
@@ -102,8 +101,7 @@ def run_layout(model: str, recipe: Recipe, layout, mesh: Mesh) -> dict:  # noqa:
 
 def run_update(model: str, recipe: Recipe, layout, mesh: Mesh) -> dict:  # noqa: ANN001
     """What the distributed optimizer does to the weights; its gradients are sharded (eps=1 makes Adam smooth)."""
-    config = config_for(model, recipe, layout, use_distributed_optimizer=True)
-    learner = Learner(config, recipe, read_hf_config(model), mesh)
+    learner = Learner(config_for(model, layout), recipe, read_hf_config(model), mesh)
     before = {name: tensor.clone() for name, tensor in learner.hf_weights()}
     update = learner.update(make_batch(), step=0)
     moved = {name: tensor - before[name] for name, tensor in learner.hf_weights()}
@@ -120,7 +118,7 @@ def main() -> None:
             if layout[:2] != sizes:
                 continue
             for model in models:
-                mesh = mesh or Mesh(config_for(model, SFT, layout).learner)
+                mesh = mesh or Mesh(config_for(model, layout).learner)
                 for recipe in (*RECIPES.values(), SFT):
                     results[Path(model).name, name, recipe.name] = run_layout(model, recipe, layout, mesh)
                 results[Path(model).name, name, "update"] = run_update(model, RECIPES["reinforce"], layout, mesh)

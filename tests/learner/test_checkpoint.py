@@ -1,0 +1,61 @@
+import pytest
+import torch
+from layout_ranks import config_for, make_batch
+
+from megarl.algorithms.recipe import RECIPES
+from megarl.learner.checkpoint import CheckpointStore
+from megarl.learner.learner import Learner
+from megarl.learner.mesh import Mesh
+from megarl.models.family import read_hf_config
+from megarl.types import UserError
+
+RECIPE = RECIPES["reinforce"]
+LAYOUT = (1, 1, 2000, True, "none")
+
+
+@pytest.fixture(scope="module")
+def mesh(qwen2):
+    mesh = Mesh(config_for(str(qwen2), LAYOUT).learner)
+    yield mesh
+    mesh.close(last=False)
+
+
+@pytest.mark.parametrize("updates", [0, 3])
+def test_a_restored_learner_takes_the_same_next_step(qwen2, mesh, tmp_path, updates):
+    config = config_for(str(qwen2), LAYOUT)
+    original, restored = (Learner(config, RECIPE, read_hf_config(qwen2), mesh) for _ in range(2))
+    for step in range(updates):
+        original.update(make_batch(), step)
+    store = CheckpointStore(tmp_path, mesh, keep=2)
+    store.save(updates, original.module, original.optimizer, qwen2, {"note": "kept"})
+    assert store.load(store.latest(), restored.module, restored.optimizer) == {"step": updates, "note": "kept"}
+    for learner in (original, restored):
+        for step in range(2):
+            learner.update(make_batch(), step)
+    weights, expected = (dict(learner.hf_weights()) for learner in (restored, original))
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_only_the_newest_checkpoints_stay_and_latest_names_the_last(qwen2, mesh, tmp_path):
+    config = config_for(str(qwen2), LAYOUT)
+    learner = Learner(config, RECIPE, read_hf_config(qwen2), mesh)
+    store = CheckpointStore(tmp_path, mesh, keep=2)
+    for step in (1, 2, 3):
+        store.save(step, learner.module, learner.optimizer, qwen2, {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["LATEST", "step_000002", "step_000003"]
+    assert store.latest() == tmp_path / "step_000003"
+
+
+def test_a_damaged_checkpoint_is_refused_in_one_line(qwen2, mesh, tmp_path):
+    config = config_for(str(qwen2), LAYOUT)
+    learner = Learner(config, RECIPE, read_hf_config(qwen2), mesh)
+    store = CheckpointStore(tmp_path, mesh, keep=2)
+    path = store.save(1, learner.module, learner.optimizer, qwen2, {})
+    for shard in path.glob("*.distcp"):
+        shard.write_bytes(shard.read_bytes()[: shard.stat().st_size // 2])
+    with pytest.raises(UserError, match="step_000001 can't be loaded") as refusal:
+        store.load(path, learner.module, learner.optimizer)
+    assert "\n" not in str(refusal.value)
+    (path / "state.json").unlink()
+    with pytest.raises(UserError, match="not a complete checkpoint"):
+        store.latest()
