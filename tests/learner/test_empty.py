@@ -1,0 +1,99 @@
+"""A step whose samples were all filtered away: nothing to learn from, and nothing moves."""
+
+import numpy as np
+import pytest
+import torch
+from layout_ranks import config_for, make_batch
+
+from megarl.algorithms.credit import Credit, credit_groups
+from megarl.algorithms.recipe import RECIPES
+from megarl.data.batch import build_batch, minibatches
+from megarl.learner.learner import Learner
+from megarl.learner.mesh import Mesh
+from megarl.models.family import read_hf_config
+from megarl.types import Prompt, RewardStatus, Sample, SampleGroup
+
+LAYOUT = (1, 1, 2000, True, "none")
+PADDED = (1, 1, 2000, False, "none")
+SAMPLES = 3
+
+
+@pytest.fixture(scope="module")
+def mesh(qwen2):
+    mesh = Mesh(config_for(str(qwen2), LAYOUT).learner)
+    yield mesh
+    mesh.close(last=False)
+
+
+def groups_of(*statuses):
+    """A group for each status, all its samples with that status."""
+    ids = np.array([5, 6, 7, 1], np.int32)
+    return [
+        SampleGroup(
+            Prompt(f"prompt {i}", "", np.array([3, 4], np.int32), "", "test"),
+            [Sample(j, ids, np.full(4, -1.0, np.float32), "", "stop", 0, status) for j in range(SAMPLES)],
+        )
+        for i, status in enumerate(statuses)
+    ]
+
+
+def empty_batch():
+    groups = groups_of(RewardStatus.CORRECT, RewardStatus.WRONG)
+    count = SAMPLES * len(groups)
+    return build_batch(groups, Credit(torch.zeros(count, dtype=torch.bool), torch.zeros(count)))
+
+
+def state_of(learner):
+    """Weights, and every tensor of the optimizer's state, copied."""
+    state = {f"weight {name}": tensor.clone() for name, tensor in learner.hf_weights()}
+    for i, part in enumerate(getattr(learner.optimizer, "chained_optimizers", [learner.optimizer])):
+        for j, values in enumerate(part.optimizer.state.values()):
+            for name, value in values.items():
+                state[f"optimizer {i} {j} {name}"] = torch.as_tensor(value).clone()
+    return state
+
+
+def differences(before, after):
+    assert before.keys() == after.keys()
+    return [name for name in before if not torch.equal(before[name], after[name])]
+
+
+@pytest.mark.parametrize("minibatch_prompts, epochs", [(None, 1), (1, 1), (None, 3), (1, 3)])
+def test_a_batch_without_samples_has_no_minibatches(minibatch_prompts, epochs):
+    batch = empty_batch()
+    assert len(batch) == 0 and len(batch.tokens) == len(batch.rollout_logprobs) == 0
+    assert list(minibatches(batch, 2, minibatch_prompts, epochs)) == []
+
+
+def test_reinforce_rej_leaves_nothing_of_groups_that_agree_or_have_no_verdict():
+    recipe = RECIPES["reinforce_rej"]
+    groups = groups_of(RewardStatus.CORRECT, RewardStatus.WRONG, RewardStatus.TIMEOUT, RewardStatus.ERROR)
+    batch = build_batch(groups, credit_groups(recipe, groups))
+    assert len(batch) == 0
+    assert list(minibatches(batch, 4, 2, 1)) == []
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, PADDED], ids=["packed", "padded"])
+def test_an_empty_step_moves_neither_weights_nor_optimizer_state(qwen2, mesh, layout):
+    learner = Learner(config_for(str(qwen2), layout), RECIPES["grpo"], read_hf_config(qwen2), mesh)
+    start = state_of(learner)
+    batch = make_batch()
+    learner.annotate(batch, old=True, reference=True)
+    learner.update(batch, step=0)
+    before = state_of(learner)
+    assert any(name.startswith("optimizer") for name in before)
+    assert [name for name in start if name.startswith("weight") and not torch.equal(start[name], before[name])]
+
+    batch = empty_batch()
+    learner.annotate(batch, old=True, reference=True)
+    updates = [learner.update(minibatch, step=1) for minibatch in minibatches(batch, 2, 1, 2)]
+    assert updates == []
+    assert differences(before, state_of(learner)) == []
+
+
+@pytest.mark.parametrize("layout", [LAYOUT, PADDED], ids=["packed", "padded"])
+def test_annotating_an_empty_batch_gives_empty_logprobs(qwen2, mesh, layout):
+    learner = Learner(config_for(str(qwen2), layout), RECIPES["grpo"], read_hf_config(qwen2), mesh)
+    batch = empty_batch()
+    learner.annotate(batch, old=True, reference=True)
+    assert batch.old_logprobs.shape == batch.ref_logprobs.shape == (0,)
