@@ -59,5 +59,6 @@ NPROC_PER_NODE=${NPROC_PER_NODE:-$("$python" -c 'import torch; print(torch.cuda.
 check_number NPROC_PER_NODE 1 1000
 
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}" # Megatron overlaps through one queue
 exec "$python" -m torch.distributed.run --nnodes="$NNODES" --nproc-per-node="$NPROC_PER_NODE" --max-restarts=0 \
     "${rendezvous[@]}" -m megarl.cli "$@"

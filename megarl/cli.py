@@ -9,31 +9,32 @@ import traceback
 from collections.abc import Callable
 
 from megarl.config import Config, load_config
-from megarl.launcher import USER_ERROR, launch
-from megarl.preflight import check_run, check_run_folder
+from megarl.launcher import USER_ERROR, join_launcher, launch, launched_by_megarl, leave_last_words
+from megarl.preflight import check_run
 from megarl.types import UserError
 
 
 def main(arguments: list[str] | None = None) -> None:
-    options = _parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
+        options = _parse(arguments)
         config = load_config(options.config, options.overrides)
         resume = getattr(options, "resume", False)
-        if options.command in ON_RANKS and not _under_launcher():
+        is_rank = join_launcher()
+        if options.command in ON_RANKS and not is_rank:
             check_run(config, options.command, resume)
-            launch(config, sys.argv[1:] if arguments is None else arguments)
-        else:
-            if int(os.environ.get("RANK", 0)) == 0:
-                check_run_folder(config, resume)
-            COMMANDS[options.command](config, resume)
+            launch(config, arguments)
+            return
+        if int(os.environ.get("RANK", 0)) == 0 and not launched_by_megarl():
+            check_run(config, options.command, resume)
+        COMMANDS[options.command](config, resume)
     except UserError as error:
         _fail(str(error), USER_ERROR)
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except Exception as error:
-        if not type(error).__module__.startswith("megarl."):
-            traceback.print_exc()
-        _fail(f"{type(error).__name__}: {error}", 1)
+        expected = type(error).__module__.startswith("megarl.")
+        _fail(f"{type(error).__name__}: {error}", 1, "" if expected else traceback.format_exc())
 
 
 def _train(config: Config, resume: bool) -> None:
@@ -79,14 +80,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _under_launcher() -> bool:
-    """torchrun, or srun with torchrun's variables, has started this process as one of several ranks."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """argparse takes no overrides behind an option such as --resume; they are recognised by their equals sign."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if unknown := [argument for argument in rest if argument.startswith("-") or "=" not in argument]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    options.overrides += rest
+    return options
 
 
-def _fail(message: str, status: int) -> None:
-    """One line a mistake, from rank 0 only, and an exit status."""
-    if int(os.environ.get("RANK", 0)) == 0 or status == 1:
+def _fail(message: str, status: int, details: str = "") -> None:
+    """End with one line a mistake, after `details`: through `launch`, else on rank 0's standard error."""
+    if not leave_last_words(message, details) and int(os.environ.get("RANK", 0)) == 0:
+        sys.stderr.write(details)
         for line in message.splitlines():
             print(f"megarl: error: {line}", file=sys.stderr)
     sys.stdout.flush()

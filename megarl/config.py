@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from megarl.algorithms.recipe import RECIPES, Recipe
 from megarl.types import UserError
 
+DEFAULT_RECIPE = "raft_pp"
 Precision = Literal["fp32", "bf16", "fp8"]
 
 
@@ -185,7 +186,7 @@ class Config(Section):
     run: RunConfig = RunConfig()
     model: ModelConfig
     data: DataConfig
-    recipe: Recipe = RECIPES["raft_pp"]
+    recipe: Recipe = RECIPES[DEFAULT_RECIPE]
     schedule: ScheduleConfig = ScheduleConfig()
     optim: OptimConfig = OptimConfig()
     learner: LearnerConfig = LearnerConfig()
@@ -305,7 +306,7 @@ def _apply_override(values: dict[str, Any], override: str) -> None:
     *parents, last = key.split(".")
     node = values
     for i, parent in enumerate(parents):
-        child = node.setdefault(parent, {})
+        child = node.setdefault(parent, DEFAULT_RECIPE if parent == "recipe" else {})
         if i == 0 and parent == "recipe" and isinstance(child, str):
             child = node[parent] = {"name": child}
         if not isinstance(child, dict):

@@ -2,28 +2,69 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
 from pathlib import Path
 
-from megarl.config import Config
+from megarl.config import Config, load_config
 from megarl.models.family import architecture, read_hf_config
 from megarl.types import UserError
+
+# What may differ from the run that is resumed: its length and cadence, and how the work is spread.
+CHANGEABLE = (
+    "run.",
+    "learner.",
+    "reward.",
+    "rollout.engines",
+    "rollout.tensor_parallel_size",
+    "rollout.max_sequences",
+    "rollout.gpu_memory_utilization",
+    "rollout.kv_cache_gib",
+    "rollout.bucket_mib",
+)
 
 
 def check_run(config: Config, command: str, resume: bool) -> None:
     """Raises UserError, naming the key or row and what would be legal."""
-    check_run_folder(config, resume)
+    check_run_folder(config, command, resume)
     check_precision(config)
-    check_model(config)
+    check_machine(config)
+    check_model(config, command)
     check_data(config, command)
 
 
-def check_run_folder(config: Config, resume: bool) -> None:
+def check_run_folder(config: Config, command: str, resume: bool) -> None:
     folder = Path(config.run.dir)
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
             raise UserError(f"run.dir={folder}: {path} is a file; name a folder")
-    if not resume and (folder / "metrics.jsonl").exists():
-        raise UserError(f"run.dir={folder} already holds a run; name another folder, or go on with train --resume")
+    metrics = folder / "metrics.jsonl"
+    if not metrics.exists() or not metrics.stat().st_size:
+        return
+    if not resume:
+        instead = ", or go on with --resume" if command == "train" else ""
+        raise UserError(f"run.dir={folder} already holds a run; name another folder{instead}")
+    before = load_config(folder / "config.yaml").model_dump()
+    for section, values in config.model_dump().items():
+        for key, value in values.items():
+            name, old = f"{section}.{key}", before[section][key]
+            if value != old and (name == "run.seed" or not name.startswith(CHANGEABLE)):
+                raise UserError(f"{name}={value!r}, but the run to resume has {old!r}; keep it, or start another run")
+
+
+def check_machine(config: Config) -> None:
+    """Ranks and engines against the GPUs of this machine; without any, only the CPU's limits hold."""
+    import torch
+
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    size = config.rollout.tensor_parallel_size
+    if size > max(gpus, 1):
+        raise UserError(f"rollout.tensor_parallel_size={size} needs as many GPUs; this machine has {gpus}")
+    ranks = config.learner.world_size or config.learner.model_parallel_size
+    if gpus and "LOCAL_RANK" not in os.environ and ranks > gpus:
+        raise UserError(f"learner.world_size={ranks} is more than this machine's {gpus} GPUs; use at most {gpus}")
+    if config.run.wandb_project and importlib.util.find_spec("wandb") is None:
+        raise UserError("run.wandb_project is set but wandb is not installed; pip install wandb, or set it to null")
 
 
 def check_precision(config: Config) -> None:
@@ -33,7 +74,7 @@ def check_precision(config: Config) -> None:
         check_precision(config.model.precision)
 
 
-def check_model(config: Config) -> None:
+def check_model(config: Config, command: str) -> None:
     from megarl.models.files import HuggingFaceFiles
 
     path, learner = config.model.path, config.learner
@@ -41,7 +82,8 @@ def check_model(config: Config) -> None:
     HuggingFaceFiles(path).check_names(arch, path)
     if not any((Path(path) / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise UserError(f"model.path={path} has no tokenizer (tokenizer.json); save one with the model")
-    arch.check_layout(learner.tensor_model_parallel_size, learner.pipeline_model_parallel_size)
+    if command != "eval":
+        arch.check_layout(learner.tensor_model_parallel_size, learner.pipeline_model_parallel_size)
     if config.max_sequence_tokens > arch.max_position_embeddings:
         raise UserError(
             f"data.max_prompt_tokens + rollout.max_response_tokens = {config.max_sequence_tokens} is more than this "
@@ -52,11 +94,13 @@ def check_model(config: Config) -> None:
 def check_data(config: Config, command: str) -> None:
     from megarl.data.prompts import load_problems
 
+    if config.data.eval and command != "sft":
+        load_problems(config.data, "eval")
+    if command == "eval":
+        return
     problems = load_problems(config.data, "train")
     if config.schedule.prompts_per_step > len(problems):
         raise UserError(
             f"schedule.prompts_per_step={config.schedule.prompts_per_step} is more than the {len(problems)} rows of "
             f"data.train={config.data.train}; use at most that"
         )
-    if config.data.eval and command != "sft":
-        load_problems(config.data, "eval")

@@ -49,6 +49,7 @@ class RunLog:
         self.stop_file = self.folder / "STOP"
         self._leads, self._steps = leads, config.run.steps
         self._times: dict[str, float] = {}
+        self._taken = time.perf_counter()
         self._progress: Progress | None = None
         self._step_task: TaskID | None = None
         self._phase_task: TaskID | None = None
@@ -103,10 +104,12 @@ class RunLog:
             self._times[name] = self._times.get(name, 0.0) + time.perf_counter() - started
 
     def take_times(self) -> Metrics:
-        """Seconds of each phase since the last call, as time/<phase>, and their sum as time/step."""
+        """Seconds of each phase since the last call, as time/<phase>, and all time since then as time/step."""
         times = {f"time/{name}": seconds for name, seconds in self._times.items()}
         self._times.clear()
-        return {**times, "time/step": sum(times.values())}
+        now = time.perf_counter()
+        elapsed, self._taken = now - self._taken, now
+        return {**times, "time/step": elapsed}
 
     def step(self, step: int, metrics: Metrics, groups: list[SampleGroup] | None = None) -> None:
         """Record the metrics and samples of step number `step` (from 1; 0: the evaluation before)."""
@@ -184,9 +187,19 @@ def package_versions() -> dict[str, str]:
 def _open_from(path: Path, start: int) -> Any:
     """metrics.jsonl for appending, without the rows of steps that will be run again."""
     rows = path.read_text().splitlines() if path.is_file() and start else []
-    kept = [row for row in rows if json.loads(row)["step"] <= start]
-    path.write_text("".join(row + "\n" for row in kept))
+    kept = [row for row in rows if (step := _recorded_step(row)) is not None and step <= start]
+    replacement = path.with_suffix(".partial")
+    replacement.write_text("".join(row + "\n" for row in kept))
+    replacement.replace(path)
     return path.open("a")
+
+
+def _recorded_step(row: str) -> int | None:
+    """The step of a line of metrics.jsonl; None for one that a crash cut short."""
+    try:
+        return json.loads(row)["step"]
+    except json.JSONDecodeError:
+        return None
 
 
 def summary(config: Config, before: Metrics, after: Metrics, seconds: float) -> Table:
@@ -197,12 +210,12 @@ def summary(config: Config, before: Metrics, after: Metrics, seconds: float) -> 
     table.add_column("after", justify="right")
     k = config.eval.samples_per_prompt
     for name in (f"avg@{k}", f"pass@{k}"):
-        if before:
+        if f"eval/{name}" in before.keys() & after.keys():
             table.add_row(
                 f"{name} on {before['eval/prompts']:.0f} held-out prompts",
                 *(f"{m[f'eval/{name}']:.3f}" for m in (before, after)),
             )
-    if before:
+    if before and after:
         table.add_row("response tokens", *(f"{m['eval/response_length']:.1f}" for m in (before, after)))
         table.add_section()
     samples = config.run.steps * config.schedule.prompts_per_step * config.schedule.samples_per_prompt

@@ -44,7 +44,7 @@ def train(config: Config, resume: bool = False) -> None:
         ) as source,
     ):
         log.say(f"{mesh.layout}; {config.rollout.engines} vLLM engine(s), starting")
-        learner = Learner(config, recipe, hf_config, mesh)
+        learner = Learner(config, recipe, hf_config, mesh, temperature=config.rollout.temperature)
 
         def sync_weights(version: int) -> None:
             with log.phase("weight_sync"):
@@ -56,6 +56,8 @@ def train(config: Config, resume: bool = False) -> None:
             return evaluation_metrics(groups) | probe_agreement(config, learner, groups)
 
         evaluations: dict[str, Metrics] = {"before": {}, "after": {}}
+        if resume and not checkpoint:
+            log.say(f"no checkpoint in {store.folder} yet: starting at the first step")
         if checkpoint:
             log.say(f"resuming from {checkpoint}")
             evaluations = store.load(checkpoint, learner.module, learner.optimizer)["evaluations"]
@@ -71,7 +73,9 @@ def train(config: Config, resume: bool = False) -> None:
             batch = build_batch(groups, credit_groups(recipe, groups))
             metrics = sample_metrics(groups, batch)
             with log.phase("annotate"):
-                learner.annotate(batch, old=config.updates_per_step > 1, reference=recipe.needs_reference)
+                learner.annotate(
+                    batch, old=recipe.needs_old_logprobs(config.updates_per_step), reference=recipe.needs_reference
+                )
             updates = []
             with log.phase("update"):
                 for minibatch in minibatches(
@@ -89,10 +93,14 @@ def train(config: Config, resume: bool = False) -> None:
             if config.data.eval and (last or config.run.is_due(done, config.run.evaluate_every)):
                 evaluations["after"] = evaluate(done)
                 metrics |= evaluations["after"]
-            if last or stop or config.run.is_due(done, config.run.checkpoint_every):
+            save = last or stop or config.run.is_due(done, config.run.checkpoint_every)
+            if save:
                 with log.phase("checkpoint"):
-                    store.save(done, learner.module, learner.optimizer, config.model.path, {"evaluations": evaluations})
+                    state = {"evaluations": evaluations}
+                    store.write(done, learner.module, learner.optimizer, config.model.path, state)
             log.step(done, metrics | log.take_times(), groups)
+            if save:
+                store.commit(done)  # after the step's record: a resumed run begins behind both
             if stop:
                 break
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from megarl.config import load_config
+from megarl.config import dump_config, load_config
 from megarl.preflight import check_run
 from megarl.types import UserError
 
@@ -67,7 +67,7 @@ MISTAKES = {
         "model.safetensors is not a readable safetensors file",
         "",
     ),
-    "run folder in use": (holds_a_run, [], "already holds a run", "go on with --resume, or name another folder"),
+    "run folder in use": (holds_a_run, [], "already holds a run", "name another folder, or go on with --resume"),
     "pipeline parallel size": (
         None,
         ["learner.pipeline_model_parallel_size=3"],
@@ -202,7 +202,19 @@ def test_the_command_ends_with_status_2_and_one_line_that_says_why(project, name
 
 def test_a_run_that_is_there_can_be_resumed(project):
     holds_a_run(project)
-    check_run(load_config(project / "config.yaml"), "train", resume=True)
+    config = load_config(project / "config.yaml")
+    (project / "run/config.yaml").write_text(dump_config(config))
+    check_run(config, "train", resume=True)
+    longer = load_config(project / "config.yaml", ["run.steps=1000", "learner.micro_batch_tokens=9999"])
+    check_run(longer, "train", resume=True)
+
+
+@pytest.mark.parametrize("change", ["optim.lr=9.0", "recipe.clip_high=0.5", "run.seed=7", "rollout.temperature=0.5"])
+def test_a_resumed_run_keeps_what_its_numbers_depend_on(project, change):
+    holds_a_run(project)
+    (project / "run/config.yaml").write_text(dump_config(load_config(project / "config.yaml")))
+    with pytest.raises(UserError, match=change.partition("=")[0]):
+        check_run(load_config(project / "config.yaml", [change]), "train", resume=True)
 
 
 def test_demonstrations_need_no_evaluation_data(project):

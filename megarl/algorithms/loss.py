@@ -7,7 +7,7 @@ from torch import Tensor
 
 from megarl.algorithms.recipe import Recipe
 
-K3_CLAMP = 20.0  # nats; exp beyond this overflows long before it informs
+LOG_RATIO_LIMIT = 20.0  # nats; exp beyond this overflows long before it informs
 
 
 def token_weights(recipe: Recipe, mask: Tensor, sequence_of_token: Tensor, sequences: int) -> Tensor:
@@ -50,7 +50,7 @@ def policy_loss(
     objective = advantages * logprobs
     if recipe.ratio == "token":
         old = logprobs.detach() if old_logprobs is None else old_logprobs
-        objective = clipped_objective(recipe, (logprobs - old).exp(), advantages)
+        objective = clipped_objective(recipe, (logprobs - old).clamp(max=LOG_RATIO_LIMIT).exp(), advantages)
     loss = -objective
     if recipe.kl_coef > 0:
         assert ref_logprobs is not None, "kl_coef > 0 needs reference log-probs"
@@ -82,5 +82,5 @@ def kl_estimate(estimator: str, logprobs: Tensor, ref_logprobs: Tensor) -> Tenso
         return log_ratio
     if estimator == "k2":
         return 0.5 * log_ratio**2
-    inverse = (-log_ratio).clamp(-K3_CLAMP, K3_CLAMP)
+    inverse = (-log_ratio).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return inverse.exp() - inverse - 1

@@ -31,7 +31,7 @@ class Recipe(BaseModel):
     baseline: Literal["none", "mean"] = Field("none", description="subtracted from the reward")
     scale: Literal["none", "group_std"] = Field("none", description="divides the advantage")
     std_ddof: Literal[0, 1] = 1
-    std_eps: float = Field(1e-6, ge=0)
+    std_eps: float = Field(1e-6, gt=0)
     ratio: Literal["none", "token"] = Field("none", description="importance ratio against the policy that sampled")
     clip: Literal["none", "ppo"] = "none"
     clip_low: float = Field(0.2, gt=0, lt=1)
@@ -66,6 +66,10 @@ class Recipe(BaseModel):
     @property
     def compares_within_group(self) -> bool:
         return bool(self.group_fields)
+
+    def needs_old_logprobs(self, updates_per_step: int) -> bool:
+        """Before a step's only update the policy is the old policy, and the ratio is 1."""
+        return self.ratio != "none" and updates_per_step > 1
 
     @property
     def needs_reference(self) -> bool:

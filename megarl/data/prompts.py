@@ -110,7 +110,7 @@ def _problem(data: DataConfig, where: str, row: dict[str, Any]) -> Problem:
                 f"{where}: data.answer_pattern={data.answer_pattern!r} finds nothing in column '{data.answer_key}'"
             )
         answer = match[1].strip()
-    return Problem(where, text, answer)
+    return Problem(where.rpartition("/")[2], text, answer)  # the same wherever the file lies
 
 
 @dataclass(frozen=True)

@@ -44,19 +44,25 @@ class CheckpointStore:
         self.folder, self.mesh, self.keep = folder, mesh, keep
 
     def latest(self) -> Path | None:
-        """The checkpoint that LATEST names."""
-        return latest_checkpoint(self.folder)
+        """The checkpoint that LATEST names, as rank 0 sees it."""
+        return self.mesh.broadcast(latest_checkpoint(self.folder) if self.mesh.rank == 0 else None)
+
+    def _partial(self, step: int) -> Path:
+        return self.folder / f"step_{step:06d}.partial"
 
     def step_of(self, checkpoint: Path) -> int:
         return int(checkpoint.name.removeprefix("step_"))
 
     def save(self, step: int, model: Any, optimizer: Any, hf_folder: str | Path, state: dict[str, Any]) -> Path:
         """Write the checkpoint of `step` and make it the latest. state must be JSON."""
-        target = self.folder / f"step_{step:06d}"
-        partial = target.with_name(target.name + ".partial")
+        self.write(step, model, optimizer, hf_folder, state)
+        return self.commit(step)
+
+    def write(self, step: int, model: Any, optimizer: Any, hf_folder: str | Path, state: dict[str, Any]) -> None:
+        """Everything but naming it: until `commit`, the previous checkpoint is in force."""
+        partial = self._partial(step)
         if self.mesh.rank == 0:
-            for leftover in (partial, target):
-                shutil.rmtree(leftover, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
         self.mesh.barrier()
         with _quiet():
@@ -66,14 +72,22 @@ class CheckpointStore:
             copy_model_files(hf_folder, partial / "hf")
             (partial / "state.json").write_text(json.dumps({"step": step, **state}, indent=2))
             _make_durable(partial)
-            partial.rename(target)
+
+    def commit(self, step: int) -> Path:
+        """Make the written checkpoint of `step` the latest; checkpoints of later steps are another history and go."""
+        target = self.folder / f"step_{step:06d}"
+        if self.mesh.rank == 0:
+            shutil.rmtree(target, ignore_errors=True)
+            self._partial(step).rename(target)
             pointer = self.folder / "LATEST.partial"
             pointer.write_text(target.name + "\n")
             _make_durable(pointer)
             pointer.replace(self.folder / "LATEST")
             _sync(self.folder)
-            for old in sorted(self.folder.glob("step_??????"))[: -self.keep]:
-                shutil.rmtree(old)
+            present = sorted(self.folder.glob("step_??????"))
+            kept = [path for path in present if path.name <= target.name][-self.keep :]
+            for other in set(present) - set(kept):
+                shutil.rmtree(other)
         self.mesh.barrier()
         return target
 

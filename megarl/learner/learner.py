@@ -48,13 +48,20 @@ class Learner:
 
     Every method is collective: all ranks call it with the same arguments. Optimizer state and reduced gradients are
     sharded over data-parallel ranks (Megatron's distributed optimizer); without `shard_optimizer` every rank ends a
-    `backward` with the whole gradient.
+    `backward` with the whole gradient. `temperature` is that of the sampling whose log-probs are computed.
     """
 
     def __init__(
-        self, config: Config, recipe: Recipe, hf_config: Any, mesh: Mesh, *, shard_optimizer: bool = True
+        self,
+        config: Config,
+        recipe: Recipe,
+        hf_config: Any,
+        mesh: Mesh,
+        *,
+        temperature: float = 1.0,
+        shard_optimizer: bool = True,
     ) -> None:
-        self.config, self.recipe, self.mesh = config, recipe, mesh
+        self.config, self.recipe, self.mesh, self.temperature = config, recipe, mesh, temperature
         self.arch = architecture(hf_config)
         self.transformer = transformer_config(hf_config, config.learner, config.model.precision)
         # The loss carries its denominator, so Megatron must not divide by a token count.
@@ -160,7 +167,7 @@ class Learner:
                     micro.targets.to(logits.device),
                     tp_group=mesh.tp_group,
                     vocab_size=self.arch.vocab_size,
-                    temperature=config.rollout.temperature,
+                    temperature=self.temperature,
                 )
                 value = logprobs.sum() * 0 if loss is None else loss(logprobs, entropy, micro)
                 if reports:
@@ -189,7 +196,7 @@ class Learner:
 
 
 def learning_rate(optim: OptimConfig, step: int, steps: int) -> float:
-    """Linear warm-up, then constant or cosine down to min_lr_ratio at the last step."""
+    """Linear warm-up, then constant, or cosine towards min_lr_ratio, which the step after the last would have."""
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
     if optim.lr_schedule == "constant":

@@ -22,7 +22,7 @@ MODEL_SEED = 1234  # dropout is 0 and weights are loaded, so no result depends o
 class Mesh:
     """Tensor-, pipeline- and data-parallel groups over all ranks. One per process; `close` it at the end."""
 
-    def __init__(self, config: LearnerConfig, timeout_minutes: float = 60) -> None:
+    def __init__(self, config: LearnerConfig, timeout_minutes: int = 60) -> None:
         self.rank = int(os.environ.get("RANK", 0))
         self.world_size = int(os.environ.get("WORLD_SIZE", 1))
         if config.world_size not in (None, self.world_size):
@@ -31,20 +31,23 @@ class Mesh:
                 "them equal"
             )
         config.data_parallel_size(self.world_size)
-        for name, value in (("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", "0"), ("RANK", "0"), ("WORLD_SIZE", "1")):
-            os.environ.setdefault(name, value)
         on_gpu = torch.cuda.is_available()
         if on_gpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         timeout = datetime.timedelta(minutes=timeout_minutes)
         if not dist.is_initialized():
-            dist.init_process_group("nccl" if on_gpu else "gloo", timeout=timeout)
+            backend = "nccl" if on_gpu else "gloo"
+            if "RANK" in os.environ:
+                dist.init_process_group(backend, timeout=timeout)
+            else:  # a process of its own needs no rendezvous
+                dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         # Decisions and metrics are host data: they travel over gloo whatever the tensors use.
         self.control = dist.new_group(backend="gloo", timeout=timeout)
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=config.tensor_model_parallel_size,
             pipeline_model_parallel_size=config.pipeline_model_parallel_size,
+            distributed_timeout_minutes=timeout_minutes,
         )
         device_layer.patch_megatron()
         model_parallel_cuda_manual_seed(MODEL_SEED)

@@ -169,12 +169,10 @@ class _EngineProcess:
         )
 
     def close(self) -> None:
+        """At once: an engine holds nothing worth saving, and an error must not wait for it."""
         self.connection.close()
-        try:
-            self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        self.process.kill()
+        self.process.wait()
 
 
 def engine_environment(config: Config, index: int) -> dict[str, str]:

@@ -30,7 +30,8 @@ class RolloutSource:
         if self.sampler:
             self.sampler.pool.update_weights(tensors, version)
         else:
-            assert not list(tensors), "weights arrive on rank 0 only; the others join its collectives"
+            for _ in tensors:  # nothing arrives here, but iterating joins rank 0's collectives
+                raise AssertionError("weights arrive on rank 0 only")
 
     def next_groups(self, step: int) -> list[SampleGroup]:
         """The scored samples of a training step."""

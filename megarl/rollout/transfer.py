@@ -8,7 +8,6 @@ in which any parameter is missing. vLLM is imported only where its engine runs.
 from __future__ import annotations
 
 import os
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -35,13 +34,12 @@ class Entry:
 
 
 class Bucket:
-    """A shared-memory file that tensors are packed into, one bucketful after another."""
+    """Shared memory that tensors are packed into, one bucketful after another."""
 
     def __init__(self, capacity: int) -> None:
-        root = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
-        descriptor, name = tempfile.mkstemp(prefix="megarl-weights-", dir=root)
-        os.close(descriptor)
-        self.path = Path(name)
+        # Anonymous memory that the engines open through /proc: the kernel frees it however this process ends.
+        self._descriptor = os.memfd_create("megarl-weights")
+        self.path = Path(f"/proc/{os.getpid()}/fd/{self._descriptor}")
         self.capacity = 0
         self._grow(capacity)
         self.clear()
@@ -75,7 +73,7 @@ class Bucket:
         self.used = 0
 
     def close(self) -> None:
-        self.path.unlink(missing_ok=True)
+        os.close(self._descriptor)
 
     def _grow(self, capacity: int) -> None:
         if capacity > self.capacity:

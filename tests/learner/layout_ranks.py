@@ -85,7 +85,7 @@ def config_for(model: str, layout):  # noqa: ANN001
 def run_layout(model: str, recipe: Recipe, layout, mesh: Mesh) -> dict:  # noqa: ANN001
     """Log-probs, entropy, loss and gradients of one batch."""
     config = config_for(model, layout)
-    learner = Learner(config, recipe, read_hf_config(model), mesh, shard_optimizer=False)
+    learner = Learner(config, recipe, read_hf_config(model), mesh, temperature=0.8, shard_optimizer=False)
     batch = make_batch()
     learner.annotate(batch, old=True, reference=recipe.needs_reference)
     # Move the policy away from old and reference, the same way in every layout.

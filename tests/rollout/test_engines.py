@@ -36,7 +36,7 @@ def learner(config):
     from megarl.models.family import read_hf_config
 
     mesh = Mesh(config.learner)
-    yield Learner(config, config.recipe, read_hf_config(config.model.path), mesh)
+    yield Learner(config, config.recipe, read_hf_config(config.model.path), mesh, temperature=SAMPLING.temperature)
     mesh.close(last=False)
 
 

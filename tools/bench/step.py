@@ -143,8 +143,10 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for megarl")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        ours, theirs = Megarl(Path(folder), options.overrides), Trl(Path(folder), options.trl_env)
+        ours = Megarl(Path(folder), options.overrides)
+        theirs = None
         try:
+            theirs = Trl(Path(folder), options.trl_env)
             pairs = []
             for repeat in range(options.repeats):
                 pairs.append((ours.block(options.block), theirs.block(options.block)))
@@ -152,7 +154,8 @@ def main() -> None:
             result = {"megarl": summarise_ours(pairs, ours.peak.mib), "trl": summarise_theirs(pairs, theirs.peak.mib)}
         finally:
             ours.close()
-            theirs.close()
+            if theirs:
+                theirs.close()
     result["step_ratio"] = [s / o for s, o in zip(result["trl"]["blocks"], result["megarl"]["blocks"], strict=True)]
     report(result)
     if options.out:
