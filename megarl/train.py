@@ -15,11 +15,12 @@ from megarl.learner.checkpoint import CheckpointStore
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
 from megarl.learner.model import check_precision
-from megarl.metrics import Metrics, evaluation_metrics, sample_metrics, update_metrics
+from megarl.metrics import evaluation_metrics, sample_metrics, update_metrics
 from megarl.models.family import architecture, read_hf_config
 from megarl.models.weights import hf_names
 from megarl.rollout.source import RolloutSource
 from megarl.runlog import RunLog, summary
+from megarl.types import Metrics
 
 
 def train(config: Config, resume: bool = False) -> None:

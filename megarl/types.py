@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Metrics = dict[str, float]  # name -> value, one step
+
 
 class UserError(ValueError):
     """A mistake of the user's: the message names the key, file or row and the fix. Shown without traceback."""

@@ -9,8 +9,8 @@ from megarl.algorithms.credit import Credit
 from megarl.config import Config
 from megarl.data.batch import build_batch
 from megarl.learner.learner import Learner
-from megarl.metrics import Metrics, mismatch_metrics
-from megarl.types import Batch, SampleGroup
+from megarl.metrics import mismatch_metrics
+from megarl.types import Batch, Metrics, SampleGroup
 
 PROBE_GROUPS = 8
 # Mean |log-prob| difference that no rounding explains, only wrong weights or another function.
