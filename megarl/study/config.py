@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, field_validator
 
 from megarl.algorithms import RECIPES
 from megarl.algorithms.recipe import nearest
-from megarl.config import Config, Loader, Section, _describe, apply_override, load_config, parse_config
+from megarl.config import Config, Section, load_config, parse_config
+from megarl.config.files import apply_override, read_yaml, validated
 from megarl.preflight import CHANGEABLE
 from megarl.types import UserError
 
@@ -143,31 +143,15 @@ def load_study(path: str | Path, scale: str | None = None, overrides: list[str] 
 
 
 def _read(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise UserError(f"study file {path} does not exist")
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(values, dict) or not isinstance(values.get("study"), dict):
-        raise UserError(f"{path}: expected a study section (dir, recipes, seeds) beside the sections of a training run")
+    expected = "a study section (dir, recipes, seeds) beside the sections of a training run"
+    values = read_yaml(path, expected)
+    if not isinstance(values.get("study"), dict):
+        raise UserError(f"{path}: expected {expected}")
     return values
 
 
 def _section(values: Any) -> StudySection:
-    try:
-        return StudySection.model_validate(values)
-    except ValidationError as error:
-        raise UserError("\n".join(_describe_study(e) for e in error.errors())) from None
-
-
-def _describe_study(error: Any) -> str:
-    location = [str(part) for part in error["loc"]]
-    if error["type"] == "extra_forbidden":
-        known = list((Scale if location[0] == "scales" else StudySection).model_fields)
-        hint = nearest(location[-1], known) or f"; known keys: {', '.join(known)}"
-        return f"{'.'.join(['study', *location])} is not a known key{hint}"
-    return _describe({**error, "loc": ("study", *location)})
+    return validated(StudySection, values, prefix=("study",))
 
 
 def _check_settings(where: str, settings: Settings, of_recipe: bool = False) -> None:

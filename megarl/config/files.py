@@ -1,0 +1,168 @@
+"""Configurations as files: YAML plus dotted overrides in, one line per mistake out.
+
+config = load_config("configs/quickstart.yaml", ["recipe=grpo", "optim.lr=2e-4"])
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from megarl.algorithms.recipe import Recipe, compose, nearest
+from megarl.algorithms.recipes import RECIPES, VARIANTS
+from megarl.config.sections import DEFAULT_RECIPE, Config
+from megarl.published import SETTINGS, published_values
+from megarl.types import UserError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Read a YAML file, apply `section.key=value` overrides, validate the whole.
+
+    Raises UserError with one line per mistake.
+    """
+    values = read_yaml(path, "sections such as model, data and recipe")
+    for override in overrides or []:
+        apply_override(values, override)
+    return parse_config(values)
+
+
+def parse_config(values: dict[str, Any]) -> Config:
+    """Validate nested plain values (as YAML gives them) into a Config. Raises UserError."""
+    values = dict(values)
+    setting = values.get("setting", "none")
+    published = setting if isinstance(setting, str) and setting in SETTINGS else None
+    values["recipe"] = _resolve_recipe(values.get("recipe", DEFAULT_RECIPE), VARIANTS[published] if published else {})
+    if published:
+        for section, keys in published_values(published, values["recipe"].get("objective", "policy_gradient")).items():
+            if isinstance(own := values.get(section, {}), dict):
+                values[section] = {**keys, **own}
+    return validated(Config, values)
+
+
+def dump_config(config: Config) -> str:
+    """The complete configuration as YAML; `load_config` reads it back to an equal Config."""
+    values = config.model_dump(mode="json")
+    values["recipe"]["base"] = "none"
+    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+
+
+def read_yaml(path: str | Path, expected: str) -> dict[str, Any]:
+    """The mapping that a YAML file holds. Raises UserError naming the file and line, or saying what was `expected`."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist")
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f", line {mark.line + 1}" if mark else ""
+        problem = str(getattr(error, "problem", None) or error).splitlines()[0]
+        raise UserError(f"{path}{where}: not valid YAML ({problem})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected {expected}")
+    return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.1 reads 2e-4 as a string; numbers here follow YAML 1.2. A key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
+        for i, key in enumerate(keys):
+            if any(key.value == earlier.value for earlier in keys[:i]):
+                problem = f"{key.value} is given twice"
+                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes strings that _Loader would read as numbers."""
+
+
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
+    )
+
+
+def apply_override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"override '{override}': expected section.key=value, e.g. optim.lr=2e-4")
+    try:
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        raise UserError(f"override '{override}': '{text}' is not a YAML value") from None
+    *parents, last = key.split(".")
+    node = values
+    for i, parent in enumerate(parents):
+        child = node.setdefault(parent, DEFAULT_RECIPE if (i, parent) == (0, "recipe") else {})
+        if i == 0 and parent == "recipe" and isinstance(child, str):
+            child = node[parent] = {"name": child}
+        if not isinstance(child, dict):
+            raise UserError(f"override '{override}': {'.'.join(parents[: i + 1])} is a value, not a section")
+        node = child
+    node[last] = value
+
+
+def _resolve_recipe(value: Any, variant: dict[str, Any]) -> dict[str, Any]:
+    """A recipe is a name, or fields that differ from a named one.
+
+    {name: grpo, clip_high: 0.28} starts from grpo; {name: mine, base: grpo, ...} does too, under a name of its own;
+    base: none starts from the defaults. A published setting's variant changes what one starts from.
+    """
+    fields = {"name": value} if isinstance(value, str) else value
+    if not isinstance(fields, dict):
+        raise UserError(f"recipe: expected a name or fields, got {value!r}; names: {', '.join(RECIPES)}")
+    fields = dict(fields)
+    base = fields.pop("base", fields.get("name"))
+    if base == "none":
+        return compose(Recipe(), fields, variant)
+    if base is None:
+        raise UserError(f"recipe has neither name nor base; names: {', '.join(RECIPES)}")
+    if not isinstance(base, str) or base not in RECIPES:
+        raise UserError(
+            f"recipe={base!r} is unknown{nearest(str(base), RECIPES)}; recipes: {', '.join(RECIPES)} "
+            "(for a recipe of your own: recipe={name: ..., base: none or a recipe, fields})"
+        )
+    return compose(RECIPES[base], fields, variant)
+
+
+def validated(model: type[Model], values: Any, prefix: tuple[str, ...] = ()) -> Model:
+    """Plain values as a section, or a section of sections. Raises UserError, a line per mistake, each naming its key.
+
+    `prefix`: where the section stands in the file.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise UserError("\n".join(_describe(model, prefix, e) for e in error.errors())) from None
+
+
+def _describe(model: type[BaseModel], prefix: tuple[str, ...], error: Any) -> str:
+    """One pydantic error as one line: the key, what is wrong, what would be legal."""
+    location, kind = [str(part) for part in error["loc"]], error["type"]
+    key = ".".join([*prefix, *location])
+    if kind == "extra_forbidden":
+        section: Any = model
+        for part in location[:-1]:
+            of_keys = hasattr(section, "model_fields")  # or dict[str, Section]
+            section = section.model_fields[part].annotation if of_keys else get_args(section)[1]
+        known = list(section.model_fields)
+        hint = nearest(location[-1], known) or f"; known keys: {', '.join(known)}"
+        return f"{key} is not a known key{hint}"
+    if kind == "missing":
+        return f"{key} is required"
+    if kind == "value_error":  # from a validator: already says what is wrong; section-level ones name their key
+        message = str(error["ctx"]["error"])
+        return message if isinstance(error["ctx"]["error"], UserError) else f"{key}={error['input']!r}: {message}"
+    if kind == "model_type":
+        return f"{key}={error['input']!r}: should be a section of keys"
+    message = error["msg"].replace("Input should be", "should be").replace("a valid ", "").replace("valid ", "")
+    return f"{key}={error['input']!r}: {message}"
