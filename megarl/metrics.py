@@ -89,15 +89,13 @@ def update_metrics(recipe: Recipe, updates: list[tuple[Batch, Update]]) -> Metri
     return metrics
 
 
-def _against_old(batch: Batch, update: Update) -> tuple[Tensor, Tensor]:
-    """(log-ratio to the old policy, its log-probs), f32[T] each; 0 off the response."""
-    old = update.logprobs if batch.old_logprobs is None else batch.old_logprobs
-    return torch.where(batch.mask > 0, update.logprobs - old, 0.0), old
+def _old_logprobs(batch: Batch, update: Update) -> Tensor:
+    return update.logprobs if batch.old_logprobs is None else batch.old_logprobs
 
 
 def _ratio(recipe: Recipe, batch: Batch, update: Update) -> Tensor:
-    """f32[T]: of each token, or of its sequence where that is the recipe's ratio."""
-    log_ratio, _ = _against_old(batch, update)
+    """f32[T]: of each token, or of its sequence where that is the recipe's ratio; 1 off the response."""
+    log_ratio = torch.where(batch.mask > 0, update.logprobs - _old_logprobs(batch, update), 0.0)
     if recipe.ratio == "sequence":
         log_ratio = sequence_mean(log_ratio, batch.mask, batch.sequence_of_token)
     return log_ratio.exp()
@@ -105,8 +103,8 @@ def _ratio(recipe: Recipe, batch: Batch, update: Update) -> Tensor:
 
 def _clipped(recipe: Recipe, batch: Batch, update: Update) -> tuple[Tensor, Tensor]:
     """bool[T] each: the tokens whose ratio is held from below and from above."""
-    log_ratio, old = _against_old(batch, update)
-    return clipped_tokens(recipe, log_ratio, old, batch.advantages, batch.mask, batch.sequence_of_token)
+    old = _old_logprobs(batch, update)
+    return clipped_tokens(recipe, update.logprobs, old, batch.advantages, batch.mask, batch.sequence_of_token)
 
 
 def mismatch_metrics(logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor) -> Metrics:

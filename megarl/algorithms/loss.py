@@ -8,9 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megarl.algorithms.mismatch import LOG_RATIO_LIMIT, REJECTS_SEQUENCES, mismatch_weights, sequence_mean, sequence_sum
+from megarl.algorithms.mismatch import REJECTS_SEQUENCES, mismatch_weights, sequence_mean, sequence_sum
 from megarl.algorithms.pairwise import dpo_loss
 from megarl.algorithms.recipe import Recipe
+from megarl.ops import rules
+from megarl.ops.epilogue import policy_epilogue
+from megarl.ops.rules import LOG_RATIO_LIMIT, Rule, clipped_objective
 
 
 @dataclass(frozen=True)
@@ -145,79 +148,50 @@ def policy_loss(recipe: Recipe, tokens: Tokens) -> Tensor:
         return dpo_loss(recipe, tokens)
     logprobs = tokens.on_mask(tokens.logprobs)
     old = logprobs.detach() if tokens.old_logprobs is None else tokens.on_mask(tokens.old_logprobs)
-    log_ratio = logprobs - old
-    objective = clipped_objective(recipe, tokens, log_ratio)
-    if tokens.correction is not None:
-        objective = objective * tokens.correction
-    per_token = -objective
-    if recipe.kl_coef > 0:
-        assert tokens.ref_logprobs is not None, "kl_coef > 0 needs reference log-probs"
-        per_token = per_token + recipe.kl_coef * kl_penalty(recipe, logprobs, tokens.on_mask(tokens.ref_logprobs))
-    if recipe.entropy_coef != 0:
-        per_token = per_token - recipe.entropy_coef * tokens.entropy
-    total = (torch.where(tokens.mask > 0, per_token, 0.0) * tokens.weights).sum()
+    log_ratio, advantages = logprobs - old, tokens.on_mask(tokens.advantages)
+    assert recipe.kl_coef == 0 or tokens.ref_logprobs is not None, "kl_coef > 0 needs reference log-probs"
+    total = policy_epilogue(
+        token_rule(recipe),
+        logprobs,
+        ratio_of(recipe, log_ratio, advantages, tokens.mask, tokens.sequence),
+        advantages,
+        tokens.on_mask(tokens.weights),
+        correction=None if tokens.correction is None else tokens.on_mask(tokens.correction),
+        entropy=tokens.on_mask(tokens.entropy),
+        ref_logprobs=None if tokens.ref_logprobs is None else tokens.on_mask(tokens.ref_logprobs),
+    ).sum()
     if recipe.proximal == "squared_log_ratio":
         total = total + 0.5 * recipe.proximal_coef * _squared_log_ratio(recipe, tokens, log_ratio)
     return total
 
 
-def clipped_objective(recipe: Recipe, tokens: Tokens, log_ratio: Tensor) -> Tensor:
-    """f[T]: what is maximised, of each token; the same for all tokens of a sequence where the ratio is a sequence's.
+def token_rule(recipe: Recipe) -> Rule:
+    """The constants of a token's loss."""
+    return Rule(**{name: getattr(recipe, name) for name in Rule._fields if name in Recipe.model_fields})
 
-    PPO's clip: arXiv 1707.06347, equation 7; dual clip: 1912.09729, equation 4; sequence ratio: GSPO, 2507.18071,
-    equation 5; cispo: 2506.13585, equation 4; token_log: GMPO, 2507.20673; sapo: 2511.20347; dppo_tv: 2602.04879.
-    """
-    logprobs, advantages = tokens.on_mask(tokens.logprobs), tokens.on_mask(tokens.advantages)
-    low, high = recipe.clip_low, recipe.clip_high
-    if recipe.ratio == "none":
-        return advantages * logprobs
+
+def ratio_of(recipe: Recipe, log_ratio: Tensor, advantages: Tensor, mask: Tensor, sequence: Tensor) -> Tensor:
+    """f[T]: the log-ratio that the objective sees: the token's, or its sequence's mean (GSPO, arXiv 2507.18071,
+    equation 5), behind the clip where that comes first (GMPO, 2507.20673)."""
     if recipe.clip == "token_log":
-        log_ratio = torch.where(advantages > 0, log_ratio.clamp(max=high), log_ratio.clamp(min=-low))
+        capped, raised = log_ratio.clamp(max=recipe.clip_high), log_ratio.clamp(min=-recipe.clip_low)
+        log_ratio = torch.where(advantages > 0, capped, raised)
     if recipe.ratio == "sequence":
-        log_ratio = sequence_mean(log_ratio, tokens.mask, tokens.sequence)
-    ratio = log_ratio.clamp(max=LOG_RATIO_LIMIT).exp()
-
-    if recipe.clip == "cispo":
-        return ratio.detach().clamp(max=1 + high) * advantages * logprobs
-    if recipe.clip == "sapo":
-        tau = torch.full_like(ratio, recipe.sapo_tau_negative).masked_fill(advantages > 0, recipe.sapo_tau_positive)
-        return 4 / tau * torch.sigmoid(tau * (ratio - 1)) * advantages
-    if recipe.clip == "dppo_tv":
-        probability = logprobs.detach().exp()
-        moved = probability - (logprobs - log_ratio).detach().exp()
-        too_far = ((advantages > 0) & (moved > high)) | ((advantages < 0) & (moved < -low))
-        truncated = ratio.detach().clamp(max=recipe.ratio_cap) * advantages * logprobs
-        return torch.where(too_far, 0.0, truncated)
-    objective = ratio * advantages
-    if recipe.clip == "ppo":
-        objective = torch.minimum(objective, ratio.clamp(1 - low, 1 + high) * advantages)
-        if recipe.dual_clip is not None:
-            bounded = torch.maximum(objective, recipe.dual_clip * advantages)
-            objective = torch.where(advantages < 0, bounded, objective)
-    return objective
+        log_ratio = sequence_mean(log_ratio, mask, sequence)
+    return log_ratio
 
 
 def clipped_tokens(
-    recipe: Recipe, log_ratio: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, sequence: Tensor
+    recipe: Recipe, logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, mask: Tensor, sequence: Tensor
 ) -> tuple[Tensor, Tensor]:
     """(low, high), bool[T] each: the tokens whose ratio the clip holds, from below and from above (by the dual clip,
     where A < 0); a metric."""
-    nothing = torch.zeros_like(mask, dtype=torch.bool)
-    good, bad = (advantages > 0) & (mask > 0), (advantages < 0) & (mask > 0)
-    if recipe.clip == "dppo_tv":
-        moved = (old_logprobs + log_ratio).exp() - old_logprobs.exp()
-        return bad & (moved < -recipe.clip_low), good & (moved > recipe.clip_high)
+    advantages, log_ratio = (torch.where(mask > 0, x, 0.0) for x in (advantages, logprobs - old_logprobs))
     if recipe.clip == "token_log":
-        return bad & (log_ratio < -recipe.clip_low), good & (log_ratio > recipe.clip_high)
-    if recipe.ratio == "sequence":
-        log_ratio = sequence_mean(log_ratio, mask, sequence)
-    ratio = log_ratio.exp()
-    if recipe.clip == "cispo":
-        return nothing, (good | bad) & (ratio > 1 + recipe.clip_high)
-    if recipe.clip == "ppo":
-        dual = bad & (ratio > recipe.dual_clip) if recipe.dual_clip else nothing
-        return bad & (ratio < 1 - recipe.clip_low), (good & (ratio > 1 + recipe.clip_high)) | dual
-    return nothing, nothing
+        return (advantages < 0) & (log_ratio < -recipe.clip_low), (advantages > 0) & (log_ratio > recipe.clip_high)
+    log_ratio = ratio_of(recipe, log_ratio, advantages, mask, sequence)
+    _, _, _, low, high = clipped_objective(logprobs, log_ratio, advantages, *token_rule(recipe).of_objective)
+    return low, high
 
 
 def _squared_log_ratio(recipe: Recipe, tokens: Tokens, log_ratio: Tensor) -> Tensor:
@@ -229,25 +203,6 @@ def _squared_log_ratio(recipe: Recipe, tokens: Tokens, log_ratio: Tensor) -> Ten
     return (total**2 * share).sum() / tokens.sequences
 
 
-def kl_penalty(recipe: Recipe, logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    """`kl_estimate` to differentiate.
-
-    k1 itself has a gradient that knows nothing of the reference and is 0 on average; it therefore lends its value, and
-    k2 its gradient, which on average is that of the KL (arXiv 2506.09477).
-    """
-    estimate = kl_estimate(recipe.kl_estimator, logprobs, ref_logprobs)
-    if recipe.kl_estimator == "k1":
-        k2 = kl_estimate("k2", logprobs, ref_logprobs)
-        return estimate.detach() + k2 - k2.detach()
-    return estimate
-
-
 def kl_estimate(estimator: str, logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     """Per-token estimate of KL(policy || reference) from sampled tokens, [T] (Schulman's k1, k2, k3)."""
-    log_ratio = logprobs - ref_logprobs
-    if estimator == "k1":
-        return log_ratio
-    if estimator == "k2":
-        return 0.5 * log_ratio**2
-    inverse = (-log_ratio).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    return inverse.exp() - inverse - 1
+    return rules.kl_estimate(logprobs, ref_logprobs, LOG_RATIO_LIMIT, estimator)[0]

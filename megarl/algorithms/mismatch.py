@@ -10,8 +10,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from megarl.algorithms.recipe import Recipe
+from megarl.ops.rules import LOG_RATIO_LIMIT
 
-LOG_RATIO_LIMIT = 20.0  # nats; exp beyond this overflows long before it informs
 REJECTS_SEQUENCES = ("seq_reject", "geo_reject")
 
 

@@ -209,6 +209,9 @@ class LearnerConfig(Section):
     pipeline_model_parallel_size: int = Field(1, ge=1)
     packing: bool = Field(True, description="pack sequences without padding; false: pad each micro-batch")
     micro_batch_tokens: int = Field(16384, ge=1, description="tokens per micro-batch (padding counts)")
+    fp32_logits: bool = Field(
+        True, description="logits as exact as the products; false: rounded to bf16 where the model is, and faster"
+    )
     recompute: Literal["none", "full"] = Field("none", description="recompute activations in the backward pass")
 
     @model_validator(mode="after")

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from megatron.core.distributed import finalize_model_grads
+from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
@@ -21,12 +22,12 @@ from megarl.config import Config
 from megarl.data.packing import MicroBatch, micro_batches
 from megarl.learner.cpu.spec import PackedSequences
 from megarl.learner.mesh import Mesh
-from megarl.learner.model import build_critic, build_model, transformer_config
+from megarl.learner.model import build_critic, build_model, output_weight, transformer_config
 from megarl.learner.trainable import Trainable, learning_rate
 from megarl.learner.weights import WeightStream, load_hf_weights
 from megarl.models.family import architecture
 from megarl.models.files import save_hf_model
-from megarl.ops.logprob import logprob_and_entropy
+from megarl.ops.linear import linear_logprob
 from megarl.types import Batch
 
 
@@ -120,10 +121,12 @@ class Learner:
         return batch
 
     def score(self, batch: Batch, *, reference: bool = False) -> tuple[Tensor, Tensor]:
-        """(log-probs f32[T], entropy f32[T]) of the batch's tokens by the policy as it is, or by the reference."""
-        model = self.reference if reference else self.policy.ddp
-        assert model is not None, "no reference was asked for"
-        (logprobs, entropy), _ = self._run(model, batch, self._policy_head, 2)
+        """(log-probs f32[T], entropy f32[T]) of the batch's response tokens by the policy as it is, or by the reference;
+        0 elsewhere."""
+        module = self.reference if reference else self.policy.module
+        assert module is not None, "no reference was asked for"
+        model = module if reference else self.policy.ddp
+        (logprobs, entropy), _ = self._run(model, batch, self._policy_head(module, batch), 2)
         return logprobs, entropy
 
     def update(self, batch: Batch, step: int) -> Update:
@@ -171,7 +174,9 @@ class Learner:
             )
             return policy_loss(self.recipe, tokens)
 
-        (logprobs, entropy), total = self._run(self.policy.ddp, batch, self._policy_head, 2, loss)
+        (logprobs, entropy), total = self._run(
+            self.policy.ddp, batch, self._policy_head(self.policy.module, batch), 2, loss
+        )
         return logprobs, entropy, total
 
     def backward_critic(self, batch: Batch) -> float:
@@ -217,14 +222,24 @@ class Learner:
         (values,), _ = self._run(self.critic.ddp, batch, _value_head, 1)
         return values
 
-    def _policy_head(self, logits: Tensor, micro: MicroBatch) -> Outputs:
-        return logprob_and_entropy(
-            logits,
-            micro.targets.to(logits.device),
-            tp_group=self.mesh.tp_group,
-            vocab_size=self.arch.vocab_size,
-            temperature=self.temperature,
-        )
+    def _policy_head(self, module: GPTModel, batch: Batch) -> Head:
+        """(log-probs, entropies) of the response tokens, 0 elsewhere, from the hidden states of a micro-batch."""
+        dtype = torch.float32 if self.config.learner.fp32_logits else torch.bfloat16
+
+        def head(hidden: Tensor, micro: MicroBatch) -> Outputs:
+            logprobs, entropy = linear_logprob(
+                hidden.flatten(0, 1),
+                output_weight(module),
+                micro.targets.to(hidden.device).flatten(),
+                keep=(micro.of_token(batch.mask) > 0).to(hidden.device).flatten(),
+                tp_group=self.mesh.tp_group,
+                vocab_size=self.arch.vocab_size,
+                temperature=self.temperature,
+                logits_dtype=dtype,
+            )
+            return logprobs.view(micro.targets.shape), entropy.view(micro.targets.shape)
+
+        return head
 
     def _run(self, model: Any, batch: Batch, head: Head, width: int, loss: Loss | None = None) -> tuple[Tensor, float]:
         """Megatron's schedule over the batch: (the head's `width` outputs f32[width, T], loss) on every rank.

@@ -106,6 +106,8 @@ def build_critic(hf_config: Any, config: TransformerConfig, mesh: Mesh) -> GPTMo
 def build_model(hf_config: Any, config: TransformerConfig, mesh: Mesh, tied: bool | None = None) -> GPTModel:
     """This pipeline stage's layers, this tensor-parallel rank's shards; weights are not set.
 
+    The last stage returns hidden states [B, S, H]: `linear_logprob` takes them and `output_weight`.
+
     `tied`: whether the output layer is the embedding; default: as the architecture says.
     """
     arch = architecture(hf_config)
@@ -128,4 +130,17 @@ def build_model(hf_config: Any, config: TransformerConfig, mesh: Mesh, tied: boo
     )
     if position_embedding == "rope":
         model.rotary_pos_emb.inv_freq = config.rotary_inv_freq.to(mesh.device)
+    if mesh.is_last_stage:
+        model.output_layer.forward = _hidden_states
     return model.to(device=mesh.device, dtype=config.params_dtype)
+
+
+def output_weight(model: GPTModel) -> torch.Tensor:
+    """[V/tp, H]: what the hidden states that the model returns on its last stage are multiplied with."""
+    tied = model.share_embeddings_and_output_weights
+    return model.shared_embedding_or_output_weight() if tied else model.output_layer.weight
+
+
+def _hidden_states(hidden: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
+    """In place of Megatron's output layer, which would make the logits of all tokens at once."""
+    return hidden, None

@@ -1,4 +1,4 @@
-"""Small wrongs done to `megarl.algorithms`, each of which a comparison with the definitions must notice.
+"""Small wrongs done to `megarl.algorithms` and the ops under it, each of which a comparison with the definitions must notice.
 
 `python tests/algorithms/mutations.py` prints the list with what caught each.
 """
@@ -16,7 +16,7 @@ from pathlib import Path
 
 from test_reference import check
 
-ALGORITHMS = Path(__file__).parents[2] / "megarl" / "algorithms"
+MEGARL = Path(__file__).parents[2] / "megarl"
 
 
 @dataclass(frozen=True)
@@ -190,103 +190,122 @@ MUTATIONS = [
     Mutation("DPO: last instead of first correct", "credit.py", "pairs[best[0]]", "pairs[best[-1]]"),
     # the objective
     Mutation(
-        "ppo: min to max", "loss.py", "torch.minimum(objective, ratio.clamp", "torch.maximum(objective, ratio.clamp"
+        "ppo: bad samples clipped above, too",
+        "ops/rules.py",
+        "above = good & (ratio > 1 + high)",
+        "above = ratio > 1 + high",
     ),
     Mutation(
-        "ppo: clip low and high swapped", "loss.py", "ratio.clamp(1 - low, 1 + high)", "ratio.clamp(1 - high, 1 + low)"
+        "ppo: good samples clipped below, too",
+        "ops/rules.py",
+        "below = bad & (ratio < 1 - low)",
+        "below = ratio < 1 - low",
     ),
-    Mutation("ppo: no upper clip", "loss.py", "ratio.clamp(1 - low, 1 + high)", "ratio.clamp(min=1 - low)"),
-    Mutation("ppo: no lower clip", "loss.py", "ratio.clamp(1 - low, 1 + high)", "ratio.clamp(max=1 + high)"),
     Mutation(
-        "ppo: min dropped, always clipped",
-        "loss.py",
-        "torch.minimum(objective, ratio.clamp(1 - low, 1 + high) * advantages)",
-        "ratio.clamp(1 - low, 1 + high) * advantages",
+        "ppo: upper edge at clip_low",
+        "ops/rules.py",
+        "above = good & (ratio > 1 + high)",
+        "above = good & (ratio > 1 + low)",
     ),
+    Mutation(
+        "ppo: lower edge at clip_high",
+        "ops/rules.py",
+        "below = bad & (ratio < 1 - low)",
+        "below = bad & (ratio < 1 - high)",
+    ),
+    Mutation("ppo: no upper clip", "ops/rules.py", "above = good & (ratio > 1 + high)", "above = never"),
+    Mutation("ppo: no lower clip", "ops/rules.py", "below = bad & (ratio < 1 - low)", "below = never"),
+    Mutation(
+        "ppo: held at the wrong height above",
+        "ops/rules.py",
+        "xp.where(above, (1 + high) * advantage",
+        "xp.where(above, (1 + low) * advantage",
+    ),
+    Mutation(
+        "ppo: held at the wrong height below",
+        "ops/rules.py",
+        "xp.where(below, (1 - low) * advantage",
+        "xp.where(below, (1 - high) * advantage",
+    ),
+    Mutation(
+        "ppo: the gradient is not clipped",
+        "ops/rules.py",
+        "xp.where(below | above, 0.0, by_ratio), below",
+        "by_ratio, below",
+    ),
+    Mutation("the ratio's derivative forgets the ratio", "ops/rules.py", "0.0, ratio * advantage)", "0.0, advantage)"),
     Mutation("clip-higher dropped from RAFT++", "recipes.py", 'positive", **_PPO, clip_high=0.28', 'positive", **_PPO'),
-    Mutation("dual clip dropped", "loss.py", "if recipe.dual_clip is not None", "if False"),
+    Mutation("dual clip dropped", "ops/rules.py", "if DUAL:", "if False:"),
+    Mutation("dual clip: of small ratios", "ops/rules.py", "bad & (ratio > dual_clip)", "bad & (ratio < dual_clip)"),
     Mutation(
-        "dual clip: max to min",
-        "loss.py",
-        "torch.maximum(objective, recipe.dual_clip",
-        "torch.minimum(objective, recipe.dual_clip",
+        "dual clip for positive advantages", "ops/rules.py", "bad & (ratio > dual_clip)", "good & (ratio > dual_clip)"
     ),
-    Mutation("dual clip for positive advantages", "loss.py", "advantages < 0, bounded", "advantages > 0, bounded"),
+    Mutation("dual clip: the gradient goes on", "ops/rules.py", "above = above | far", "above = above"),
     Mutation("dual clip at 4 in minimal_rl", "recipes.py", '"dual_clip": 3.0', '"dual_clip": 4.0'),
-    Mutation("cispo: ratio not detached", "loss.py", "ratio.detach().clamp(max=1 + high)", "ratio.clamp(max=1 + high)"),
+    Mutation(
+        "cispo: ratio not detached",
+        "ops/rules.py",
+        "return weight * logprob, weight, advantage * 0.0, never, (good",
+        "return weight * logprob, weight, weight * logprob, never, (good",
+    ),
     Mutation(
         "cispo: cap at high, not 1 + high",
-        "loss.py",
-        "ratio.detach().clamp(max=1 + high)",
-        "ratio.detach().clamp(max=high)",
+        "ops/rules.py",
+        "xp.where(above, 1 + high, ratio)",
+        "xp.where(above, high, ratio)",
     ),
     Mutation(
         "cispo: clipped below, too",
-        "loss.py",
-        "ratio.detach().clamp(max=1 + high)",
-        "ratio.detach().clamp(1 - low, 1 + high)",
+        "ops/rules.py",
+        "xp.where(above, 1 + high, ratio)",
+        "xp.where(above, 1 + high, xp.where(ratio < 1 - low, 1 - low, ratio))",
     ),
     Mutation("ScaleRL capped at 6", "recipes.py", "clip_high=4.0", "clip_high=5.0"),
     Mutation(
         "dppo: ratio not detached",
-        "loss.py",
-        "ratio.detach().clamp(max=recipe.ratio_cap)",
-        "ratio.clamp(max=recipe.ratio_cap)",
+        "ops/rules.py",
+        "return weight * logprob, weight, advantage * 0.0, below",
+        "return weight * logprob, weight, weight * logprob, below",
     ),
-    Mutation("dppo: ratio not truncated", "loss.py", "ratio.detach().clamp(max=recipe.ratio_cap)", "ratio.detach()"),
-    Mutation(
-        "dppo: thresholds swapped",
-        "loss.py",
-        "(moved > high)) | ((advantages < 0) & (moved < -low)",
-        "(moved > low)) | ((advantages < 0) & (moved < -high)",
-    ),
+    Mutation("dppo: ratio not truncated", "ops/rules.py", "xp.where(ratio > ratio_cap, ratio_cap, ratio)", "ratio"),
+    Mutation("dppo: thresholds swapped", "ops/rules.py", "(moved < -low)", "(moved < -high)"),
     Mutation(
         "dppo: masked against the advantage",
-        "loss.py",
-        "((advantages > 0) & (moved > high))",
-        "((advantages < 0) & (moved > high))",
+        "ops/rules.py",
+        "above = good & (moved > high)",
+        "above = bad & (moved > high)",
     ),
+    Mutation("dppo: held tokens still learn", "ops/rules.py", "xp.where(below | above, 0.0, weight)", "weight"),
     Mutation(
         "token_log: sides swapped",
         "loss.py",
-        "log_ratio.clamp(max=high), log_ratio.clamp(min=-low)",
-        "log_ratio.clamp(min=-low), log_ratio.clamp(max=high)",
+        "torch.where(advantages > 0, capped, raised)",
+        "torch.where(advantages > 0, raised, capped)",
     ),
+    Mutation("token_log: clip dropped", "loss.py", "torch.where(advantages > 0, capped, raised)", "log_ratio"),
+    Mutation("sapo: temperatures swapped", "ops/rules.py", "tau = xp.where(good,", "tau = xp.where(bad,"),
     Mutation(
-        "token_log: clip dropped",
-        "loss.py",
-        "log_ratio.clamp(max=high), log_ratio.clamp(min=-low)",
-        "log_ratio, log_ratio",
+        "sapo: no temperature in the gate", "ops/rules.py", "xp.sigmoid(tau * (ratio - 1))", "xp.sigmoid(ratio - 1)"
     ),
-    Mutation(
-        "sapo: temperatures swapped",
-        "loss.py",
-        'if recipe.clip == "sapo":\n',
-        'if recipe.clip == "sapo":\n'
-        "        positive, negative = recipe.sapo_tau_positive, recipe.sapo_tau_negative\n"
-        '        recipe = recipe.model_copy(update={"sapo_tau_positive": negative, "sapo_tau_negative": positive})\n',
-    ),
-    Mutation(
-        "sapo: no temperature in the gate", "loss.py", "torch.sigmoid(tau * (ratio - 1))", "torch.sigmoid(ratio - 1)"
-    ),
-    Mutation("sapo: gate not normalised", "loss.py", "4 / tau * torch.sigmoid", "torch.sigmoid"),
+    Mutation("sapo: gate not normalised", "ops/rules.py", "return 4 / tau * gate", "return gate"),
+    Mutation("sapo: the gate's slope", "ops/rules.py", "gate * (1 - gate) * by_ratio", "gate * by_ratio"),
     Mutation(
         "sequence ratio: sum instead of mean",
         "loss.py",
-        "log_ratio = sequence_mean(log_ratio, tokens.mask, tokens.sequence)",
-        "log_ratio = sequence_sum(log_ratio * tokens.mask, tokens.sequence)",
+        "log_ratio = sequence_mean(log_ratio, mask, sequence)",
+        "log_ratio = sequence_sum(log_ratio * mask, sequence)",
     ),
     Mutation(
         "sequence ratio by token",
         "loss.py",
-        "log_ratio = sequence_mean(log_ratio, tokens.mask, tokens.sequence)",
+        "log_ratio = sequence_mean(log_ratio, mask, sequence)",
         "log_ratio = log_ratio",
     ),
     Mutation(
         "ratio upside down",
         "loss.py",
-        "log_ratio = logprobs - old",
-        "log_ratio = old - logprobs",
+        "log_ratio, advantages = logprobs - old,",
+        "log_ratio, advantages = old - logprobs,",
     ),
     Mutation(
         "old log-probs not detached", "loss.py", "old_logprobs=old.reshape(-1).detach()", "old_logprobs=old.reshape(-1)"
@@ -297,26 +316,15 @@ MUTATIONS = [
         'rollout_logprobs if recipe.old_policy == "rollout" else old_logprobs',
         "old_logprobs",
     ),
-    Mutation("log-ratios not limited", "mismatch.py", "LOG_RATIO_LIMIT = 20.0", "LOG_RATIO_LIMIT = 40.0"),
-    Mutation("objective minimised", "loss.py", "per_token = -objective", "per_token = objective"),
+    Mutation("log-ratios not limited", "ops/rules.py", "LOG_RATIO_LIMIT = 20.0", "LOG_RATIO_LIMIT = 40.0"),
+    Mutation("objective minimised", "ops/reference.py", "scale = -weights if", "scale = weights if"),
     # mismatch of rollout and trainer
-    Mutation(
-        "mismatch weights not applied",
-        "loss.py",
-        "objective = objective * tokens.correction",
-        "objective = objective * 1",
-    ),
+    Mutation("mismatch weights not applied", "ops/reference.py", "-weights * correction", "-weights"),
     Mutation(
         "mismatch weights on KL, too",
-        "loss.py",
-        "tokens.mask > 0, per_token,",
-        'tokens.mask > 0, per_token * (tokens.correction if recipe.mismatch != "none" else 1),',
-    ),
-    Mutation(
-        "mismatch weights not detached",
-        "loss.py",
-        "flat_mask, sequence\n        ).detach()",
-        "flat_mask, sequence\n        )",
+        "ops/reference.py",
+        "loss, by_logprob = loss + rule.kl_coef * kl * weights,",
+        "loss, by_logprob = loss + rule.kl_coef * kl * weights * (1 if correction is None else correction),",
     ),
     Mutation(
         "mismatch upside down", "mismatch.py", "(old_logprobs - rollout_logprobs)", "(rollout_logprobs - old_logprobs)"
@@ -402,22 +410,38 @@ MUTATIONS = [
     # regularisers
     Mutation(
         "KL the other way round",
-        "loss.py",
-        "log_ratio = logprobs - ref_logprobs",
-        "log_ratio = ref_logprobs - logprobs",
+        "ops/rules.py",
+        "log_ratio = logprob - ref_logprob",
+        "log_ratio = ref_logprob - logprob",
     ),
-    Mutation("KL as a bonus", "loss.py", "per_token + recipe.kl_coef", "per_token - recipe.kl_coef"),
-    Mutation("k2 without the half", "loss.py", "return 0.5 * log_ratio**2", "return log_ratio**2"),
-    Mutation("k3: sign of the log-ratio", "loss.py", "inverse.exp() - inverse - 1", "inverse.exp() + inverse - 1"),
-    Mutation("k3: log-ratio upside down", "loss.py", "(-log_ratio).clamp(", "log_ratio.clamp("),
-    Mutation("k3: not clamped", "loss.py", "(-log_ratio).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)", "(-log_ratio)"),
-    Mutation("entropy punished", "loss.py", "per_token - recipe.entropy_coef", "per_token + recipe.entropy_coef"),
+    Mutation("KL as a bonus", "ops/reference.py", "loss + rule.kl_coef", "loss - rule.kl_coef"),
+    Mutation("KL's gradient as a bonus", "ops/reference.py", "by_logprob + rule.kl_coef", "by_logprob - rule.kl_coef"),
     Mutation(
-        "entropy detached",
-        "loss.py",
-        "recipe.entropy_coef * tokens.entropy",
-        "recipe.entropy_coef * tokens.entropy.detach()",
+        "k1 with its own gradient", "ops/rules.py", "return log_ratio, log_ratio", "return log_ratio, 1 + log_ratio * 0"
     ),
+    Mutation(
+        "k2 without the half", "ops/rules.py", "return 0.5 * log_ratio * log_ratio", "return log_ratio * log_ratio"
+    ),
+    Mutation(
+        "k2's gradient doubled",
+        "ops/rules.py",
+        "log_ratio * log_ratio, log_ratio",
+        "log_ratio * log_ratio, 2 * log_ratio",
+    ),
+    Mutation("k3: sign of the log-ratio", "ops/rules.py", "return ratio - inverse - 1", "return ratio + inverse - 1"),
+    Mutation("k3: log-ratio upside down", "ops/rules.py", "inverse = -log_ratio\n", "inverse = log_ratio\n"),
+    Mutation(
+        "k3: gradient's sign", "ops/rules.py", "xp.where(inside, 1 - ratio, 0.0)", "xp.where(inside, ratio - 1, 0.0)"
+    ),
+    Mutation(
+        "k3: not clamped",
+        "ops/rules.py",
+        "inverse > log_ratio_limit, log_ratio_limit",
+        "inverse > log_ratio_limit, inverse",
+    ),
+    Mutation("k3: a slope beyond the clamp", "ops/rules.py", "xp.where(inside, 1 - ratio, 0.0)", "1 - ratio"),
+    Mutation("entropy punished", "ops/reference.py", "loss - rule.entropy_coef", "loss + rule.entropy_coef"),
+    Mutation("entropy's gradient punishes", "ops/epilogue.py", "else -rule.entropy_coef", "else rule.entropy_coef"),
     Mutation("proximal term without the half", "loss.py", "0.5 * recipe.proximal_coef", "recipe.proximal_coef"),
     Mutation(
         "proximal term as a bonus",
@@ -493,7 +517,8 @@ def mutant(mutation: Mutation | None, name: str = "mutant") -> Iterator[str]:
     """A copy of the package under another name, with one mutation or none, importable meanwhile."""
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / name
-        shutil.copytree(ALGORITHMS, copy, ignore=shutil.ignore_patterns("__pycache__"))
+        for part, place in ((MEGARL / "algorithms", copy), (MEGARL / "ops", copy / "ops")):
+            shutil.copytree(part, place, ignore=shutil.ignore_patterns("__pycache__"))
         if mutation is not None:
             file = copy / mutation.file
             text = file.read_text()
@@ -503,8 +528,9 @@ def mutant(mutation: Mutation | None, name: str = "mutant") -> Iterator[str]:
                 f"adapt it in {Path(__file__).name}: {mutation.old!r}"
             )
             file.write_text(text.replace(mutation.old, mutation.new))
-        for file in copy.glob("*.py"):
-            file.write_text(file.read_text().replace("megarl.algorithms", name))
+        for file in copy.rglob("*.py"):
+            renamed = file.read_text().replace("megarl.algorithms", name).replace("megarl.ops", f"{name}.ops")
+            file.write_text(renamed)
         sys.path.insert(0, folder)
         importlib.invalidate_caches()
         try:

@@ -9,17 +9,19 @@ import torch
 from megarl.algorithms.gae import value_loss
 from megarl.algorithms.loss import (
     Tokens,
-    clipped_objective,
     count_present,
     kl_estimate,
     loss,
     policy_loss,
+    ratio_of,
+    token_rule,
     token_weights,
 )
 from megarl.algorithms.mismatch import REJECTS_SEQUENCES, mismatch_weights
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES, SFT
 from megarl.data.packing import micro_batches
+from megarl.ops.epilogue import policy_epilogue
 from megarl.types import Batch
 
 EXACT = {"rel": 1e-9, "abs": 1e-12}
@@ -308,7 +310,8 @@ def objective_of(recipe, ratios, advantage, probability=None):
     ones = torch.ones(count, dtype=torch.float64)
     index = torch.zeros(count, dtype=torch.int64)
     tokens = Tokens(logprobs, ones, advantage * ones, ones, ones, index, index, 1)
-    value = clipped_objective(recipe, tokens, log_ratio)
+    seen = ratio_of(recipe, log_ratio, tokens.advantages, ones, index)
+    value = -policy_epilogue(token_rule(recipe), logprobs, seen, tokens.advantages, ones)
     value.sum().backward()
     return value.detach().tolist(), log_ratio.grad.tolist()
 

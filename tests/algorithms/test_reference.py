@@ -75,8 +75,8 @@ def difference(case: Case, package: str = "megarl.algorithms") -> str | None:
 
 
 def check(package: str = "megarl.algorithms", file: str | None = None) -> Iterator[str]:
-    """Every disagreement of a package with the definitions, in the cases that run code of the file."""
-    chosen = (case for case in cases() if file is None or file in case.runs)
+    """Every disagreement of a package with the definitions, in the cases that run code of the file (ops/x.py stands for ops)."""
+    chosen = (case for case in cases() if file is None or file.split("/")[0] in case.runs)
     return (found for case in chosen if (found := difference(case, package)))
 
 
@@ -303,7 +303,7 @@ def loss_by_package(algorithms, recipe, rows: list[Row], advantages: torch.Tenso
 
 @dataclass
 class LossCase(Case):
-    runs = ("recipe.py", "recipes.py", "loss.py", "mismatch.py", "pairwise.py")
+    runs = ("recipe.py", "recipes.py", "loss.py", "ops", "mismatch.py", "pairwise.py")
     name: str
     fields: dict
     rows: list[Row]
@@ -427,7 +427,7 @@ def pairs() -> list[Row]:
 class StepCase(Case):
     """Responses as long as the samples, their ratios at the recipe's edges."""
 
-    runs = ("recipe.py", "recipes.py", "credit.py", "gae.py", "loss.py", "mismatch.py", "pairwise.py")
+    runs = ("recipe.py", "recipes.py", "credit.py", "gae.py", "loss.py", "ops", "mismatch.py", "pairwise.py")
     name: str
     fields: dict
     samples: list[Sample]
@@ -556,7 +556,7 @@ class CriticCase(Case):
 
 @dataclass
 class MismatchCase(Case):
-    runs = ("recipe.py", "recipes.py", "mismatch.py")
+    runs = ("ops", "recipe.py", "recipes.py", "mismatch.py")
     name: str
     fields: dict
     flat: Flat
