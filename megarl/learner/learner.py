@@ -121,7 +121,7 @@ class Learner:
         return batch
 
     def score(self, batch: Batch, *, reference: bool = False) -> tuple[Tensor, Tensor]:
-        """(log-probs f32[T], entropy f32[T]) of the batch's response tokens by the policy as it is, or by the reference;
+        """(log-probs f32[T], entropy f32[T]) of the response tokens by the policy as it is, or by the reference;
         0 elsewhere."""
         module = self.reference if reference else self.policy.module
         assert module is not None, "no reference was asked for"

@@ -15,10 +15,10 @@ KERNELS: dict[str, dict[str, dict[str, int]]] = {
         "linear_stats": {
             "BLOCK_T": 128,
             "BLOCK_V": 128,
-            "BLOCK_H": 64,
+            "BLOCK_H": 32,
             "splits": 8,
             "num_warps": 8,
-            "num_stages": 3,
+            "num_stages": 4,
         },
         "merge_stats": {"BLOCK_T": 128, "num_warps": 4, "num_stages": 1},
         "policy_epilogue": {"BLOCK_T": 512, "num_warps": 4, "num_stages": 1},

@@ -1,4 +1,4 @@
-"""Small wrongs done to `megarl.algorithms` and the ops under it, each of which a comparison with the definitions must notice.
+"""Small wrongs done to `megarl.algorithms` and its ops, each of which a comparison with the definitions must notice.
 
 `python tests/algorithms/mutations.py` prints the list with what caught each.
 """

@@ -75,7 +75,7 @@ def difference(case: Case, package: str = "megarl.algorithms") -> str | None:
 
 
 def check(package: str = "megarl.algorithms", file: str | None = None) -> Iterator[str]:
-    """Every disagreement of a package with the definitions, in the cases that run code of the file (ops/x.py stands for ops)."""
+    """Every disagreement of a package with the definitions, in the cases that run code of the file (or folder)."""
     chosen = (case for case in cases() if file is None or file.split("/")[0] in case.runs)
     return (found for case in chosen if (found := difference(case, package)))
 

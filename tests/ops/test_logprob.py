@@ -1,104 +1,36 @@
-"""Log-prob, entropy and their gradients against float64 log_softmax and autograd."""
+"""Log-prob, entropy and their gradients from logits, by torch and by Triton, against float64 autograd."""
 
 import pytest
 import torch
 import torch.distributed as dist
+from difficulties import CASES, COLUMNS, ROWS, gradient, make_logits, reference, upstream
 
-from megarl.ops.logprob import logit_grad, logit_stats, logprob_and_entropy, merge_stats
-
-ROWS, COLUMNS = 40, 52
-MINUS_INFINITY = -1e30  # in the reference: the same probability of 0 without NaNs in autograd
-
-
-def make_logits(case):
-    """(logits f32[ROWS, COLUMNS], targets, arguments) of a named difficulty."""
-    generator = torch.Generator().manual_seed(7)
-    logits = torch.randn(ROWS, COLUMNS, generator=generator) * 3
-    targets = torch.randint(0, 45, (ROWS,), generator=generator)
-    arguments = {}
-    if case == "shifted up":
-        logits += 300
-    elif case == "shifted down":
-        logits -= 300
-    elif case == "each row shifted":
-        logits += torch.linspace(-300, 300, ROWS)[:, None]
-    elif case == "nearly certain":
-        logits[torch.arange(ROWS), targets] += 80
-    elif case == "impossible tokens":
-        logits[torch.rand(ROWS, COLUMNS, generator=generator) < 0.4] = -torch.inf
-        logits[0] = -torch.inf
-        logits[torch.arange(ROWS), targets] = 1.0
-    elif case == "cold":
-        arguments["temperature"] = 0.6
-    elif case == "hot":
-        arguments["temperature"] = 1.7
-    elif case == "padded vocabulary":
-        arguments["vocab_size"] = 45
-        logits[:, 45:] = 1e4
-    elif case == "padded, hot, impossible":
-        arguments |= {"vocab_size": 45, "temperature": 1.3}
-        logits[::3, :20] = -torch.inf
-        targets[::3] = 33
-        logits[:, 45:] = torch.inf
-    else:
-        assert case == "plain"
-    return logits, targets, arguments
-
-
-CASES = [
-    "plain",
-    "shifted up",
-    "shifted down",
-    "each row shifted",
-    "nearly certain",
-    "impossible tokens",
-    "cold",
-    "hot",
-    "padded vocabulary",
-    "padded, hot, impossible",
-]
-
-
-def reference(logits, targets, vocab_size=COLUMNS, temperature=1.0):
-    """(log-probs, entropies) by torch in float64, from logits[:, :vocab_size]."""
-    x = logits[:, :vocab_size].double().clamp(min=MINUS_INFINITY) / temperature
-    log_p = x.log_softmax(-1)
-    return log_p.gather(-1, targets[:, None])[:, 0], -(log_p.exp() * log_p).sum(-1)
-
-
-def upstream():
-    """Gradients arriving at the log-probs and at the entropies."""
-    generator = torch.Generator().manual_seed(8)
-    return torch.randn(2, ROWS, generator=generator).unbind()
-
-
-def gradient(function, logits, of=("logprob", "entropy")):
-    """By the logits, of a weighted sum of the log-probs, of the entropies, or of both."""
-    leaf = logits.clone().requires_grad_()
-    values = zip(("logprob", "entropy"), function(leaf), upstream(), strict=True)
-    sum((value * weight).sum() for name, value, weight in values if name in of).backward()
-    return leaf.grad
+from megarl.ops.linear import linear_logprob
+from megarl.ops.logprob import logprob_and_entropy
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_log_probs_and_entropies_match_float64(case):
+def test_log_probs_and_entropies_match_float64(ops, case):
     logits, targets, arguments = make_logits(case)
     logprob, entropy = logprob_and_entropy(logits, targets, **arguments)
     assert logprob.dtype == entropy.dtype == torch.float32
     expected_logprob, expected_entropy = reference(logits, targets, **arguments)
     assert (logprob - expected_logprob).abs().max() <= 2e-5
     assert (entropy - expected_entropy).abs().max() <= 1e-5
+    assert logprob.max() <= 0 and entropy.min() >= 0
 
 
 @pytest.mark.parametrize("of", [("logprob",), ("entropy",), ("logprob", "entropy")])
 @pytest.mark.parametrize("case", CASES)
-def test_gradients_match_float64(case, of):
+def test_gradients_match_float64(ops, case, of):
     logits, targets, arguments = make_logits(case)
     actual = gradient(lambda x: logprob_and_entropy(x, targets, **arguments), logits, of)
     expected = gradient(lambda x: reference(x, targets, **arguments), logits.double(), of)
-    assert expected.abs().max() > 1e-2 or case == "nearly certain"
+    assert expected.abs().max() > 1e-2 or case in ("nearly certain", "all masked")
     assert (actual - expected).abs().max() <= 1e-4
     assert (actual[:, arguments.get("vocab_size", COLUMNS) :] == 0).all()
+    if "keep" in arguments:
+        assert (actual[~arguments["keep"]] == 0).all()
 
 
 def test_gradients_pass_torchs_own_check():
@@ -108,16 +40,28 @@ def test_gradients_pass_torchs_own_check():
     assert torch.autograd.gradcheck(lambda x: logprob_and_entropy(x, targets, vocab_size=5, temperature=0.8), logits)
 
 
-def test_log_probs_are_never_positive_and_entropies_never_negative():
+def test_in_place_the_gradient_takes_the_place_of_the_logits(ops):
+    logits, targets, _ = make_logits("hot")
+    expected = gradient(lambda x: logprob_and_entropy(x, targets, temperature=1.7), logits)
+    leaf = logits.clone().requires_grad_()
+    inner = leaf * 1.0
+    logprob, entropy = logprob_and_entropy(inner, targets, temperature=1.7, in_place=True)
+    by_logprob, by_entropy = upstream()
+    ((logprob * by_logprob).sum() + (entropy * by_entropy).sum()).backward()
+    assert torch.equal(inner.detach(), expected) and torch.equal(leaf.grad, expected)
+
+
+def test_log_probs_are_never_positive_and_entropies_never_negative(ops):
     generator = torch.Generator().manual_seed(2)
+    rows = 2000 if ops.__name__.endswith("reference") else 60
     for scale in (0.0, 1e-3, 1.0, 30.0, 1e4):
-        logits = torch.randn(2000, 32, generator=generator) * scale + scale
+        logits = torch.randn(rows, 32, generator=generator) * scale + scale
         logprob, entropy = logprob_and_entropy(logits, logits.argmax(-1))
         assert logprob.max() <= 0
         assert entropy.min() >= 0
 
 
-def test_a_certain_token_has_log_prob_zero_and_an_impossible_one_minus_infinity():
+def test_a_certain_token_has_log_prob_zero_and_an_impossible_one_minus_infinity(ops):
     logits = torch.full((2, 6), -torch.inf)
     logits[:, 3] = 5.0
     logprob, entropy = logprob_and_entropy(logits, torch.tensor([3, 2]))
@@ -125,12 +69,12 @@ def test_a_certain_token_has_log_prob_zero_and_an_impossible_one_minus_infinity(
     assert entropy.tolist() == [0.0, 0.0]
 
 
-def test_uniform_logits_have_the_entropy_of_the_real_vocabulary():
+def test_uniform_logits_have_the_entropy_of_the_real_vocabulary(ops):
     _, entropy = logprob_and_entropy(torch.zeros(1, 64), torch.tensor([0]), vocab_size=50)
     assert entropy.item() == pytest.approx(torch.tensor(50.0).log().item(), abs=1e-6)
 
 
-def test_temperature_divides_the_logits():
+def test_temperature_divides_the_logits(ops):
     logits, targets, _ = make_logits("plain")
     hot = logprob_and_entropy(logits, targets, temperature=2.0)
     halved = logprob_and_entropy(logits / 2, targets)
@@ -138,26 +82,46 @@ def test_temperature_divides_the_logits():
         assert torch.equal(a, b)
 
 
-def test_shape_and_type_of_the_logits_are_kept_by_the_gradient():
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_shape_and_type_of_the_logits_are_kept_by_the_gradient(ops, dtype):
     generator = torch.Generator().manual_seed(3)
-    logits = torch.randn(2, 5, 12, generator=generator).bfloat16().requires_grad_()
+    logits = torch.randn(2, 5, 12, generator=generator).to(dtype).requires_grad_()
     targets = torch.randint(0, 12, (2, 5), generator=generator)
     logprob, entropy = logprob_and_entropy(logits, targets)
     assert logprob.shape == entropy.shape == (2, 5) and logprob.dtype == torch.float32
     expected, _ = reference(logits.detach().flatten(0, 1), targets.flatten(), vocab_size=12)
     assert (logprob.flatten() - expected).abs().max() <= 2e-5
     logprob.sum().backward()
-    assert logits.grad.dtype == torch.bfloat16 and logits.grad.shape == logits.shape
+    assert logits.grad.dtype == dtype and logits.grad.shape == logits.shape
+    in_float32 = gradient(
+        lambda x: logprob_and_entropy(x, targets.flatten()), logits.detach().flatten(0, 1).float(), of=("logprob",)
+    )
+    by_logprob, _ = upstream(10)
+    rounded = gradient(
+        lambda x: logprob_and_entropy(x, targets.flatten()), logits.detach().flatten(0, 1), of=("logprob",)
+    )
+    assert (rounded.float() - in_float32).abs().max() <= torch.finfo(dtype).eps * in_float32.abs().max()
+
+
+def test_the_order_of_the_rows_changes_no_bit(ops):
+    logits, targets, arguments = make_logits("each row shifted")
+    whole = logprob_and_entropy(logits, targets, **arguments)
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(4))
+    for size in (1, 5, ROWS):
+        parts = [logprob_and_entropy(logits[rows], targets[rows], **arguments) for rows in order.split(size)]
+        for value, pieces in zip(whole, zip(*parts, strict=True), strict=True):
+            assert torch.equal(value[order], torch.cat(pieces))
 
 
 # Tensor parallelism without processes: a slice of the columns per rank, padded columns at the end.
-SPLITS = [(1, 52, 52), (2, 26, 52), (2, 26, 45), (4, 13, 50), (4, 13, 39), (4, 13, 20), (13, 4, 45)]
+SPLITS = [(1, 52, 52), (2, 26, 52), (2, 26, 45), (4, 13, 50), (4, 13, 39), (4, 13, 20), (8, 7, 52), (13, 4, 45)]
 
 
 @pytest.mark.parametrize(("tp", "width", "vocab_size"), SPLITS)
 @pytest.mark.parametrize("case", ["plain", "each row shifted", "impossible tokens", "hot"])
-def test_slices_of_the_vocabulary_merge_to_the_whole(tp, width, vocab_size, case):
+def test_slices_of_the_vocabulary_merge_to_the_whole(ops, tp, width, vocab_size, case):
     logits, targets, arguments = make_logits(case)
+    logits = torch.cat([logits, torch.zeros(ROWS, tp * width - COLUMNS)], dim=1) if tp * width > COLUMNS else logits
     logits[:, vocab_size:] = 1e4
     targets = targets % vocab_size
     if case == "impossible tokens":
@@ -167,10 +131,12 @@ def test_slices_of_the_vocabulary_merge_to_the_whole(tp, width, vocab_size, case
         logits[5, targets[5]] = 0.5
     inverse = 1 / arguments.get("temperature", 1.0)
     slices = [
-        (logits[:, r * width : (r + 1) * width], targets, r * width, max(0, min(width, vocab_size - r * width)))
+        (logits[:, r * width : (r + 1) * width], r * width, max(0, min(width, vocab_size - r * width)))
         for r in range(tp)
     ]
-    logprob, entropy, logsumexp = merge_stats(torch.stack([logit_stats(*part, inverse) for part in slices]))
+    stats = torch.stack([ops.logit_stats(part, targets, None, *where, inverse) for part, *where in slices])
+    merged = ops.merge_stats(stats, inverse)
+    logprob, entropy, log_s = ops.normalise(merged, None, inverse)
 
     expected = reference(logits, targets, vocab_size=vocab_size, **arguments)
     whole = logprob_and_entropy(logits, targets, vocab_size=vocab_size, **arguments)
@@ -179,10 +145,10 @@ def test_slices_of_the_vocabulary_merge_to_the_whole(tp, width, vocab_size, case
         assert (actual - on_one_rank).abs().max() <= 4e-5
     assert logprob.max() <= 0
 
-    by_logprob, by_entropy = upstream()
+    values = (merged[:, 0], log_s, entropy, *upstream())
     shards = [
-        logit_grad(part, targets, logsumexp, entropy, by_logprob, by_entropy, start, valid, inverse)
-        for part, _, start, valid in slices
+        ops.logit_grad(part, targets, None, *values, *where, inverse, torch.empty_like(part))
+        for part, *where in slices
     ]
     assert all(shard.shape == (ROWS, width) for shard in shards)
     expected_gradient = gradient(lambda x: reference(x, targets, vocab_size=vocab_size, **arguments), logits.double())
@@ -190,46 +156,67 @@ def test_slices_of_the_vocabulary_merge_to_the_whole(tp, width, vocab_size, case
 
 
 def check_on_a_rank(rank, store):
-    """One of two ranks: its half of the columns gives the whole's values, and its half of the gradient."""
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-    logits, targets, _ = make_logits("hot")
-    mine = slice(rank * COLUMNS // 2, (rank + 1) * COLUMNS // 2)
-    for vocab_size in (COLUMNS, 45, 20):  # no padding; some on rank 1; rank 1 holds nothing else
-        arguments = {"vocab_size": vocab_size, "temperature": 1.7}
-        logits[:, vocab_size:] = 1e4
-        targets = targets % vocab_size
+    """One of eight ranks, in groups of 1, 2, 4 and 8: its columns give the whole's values and their gradient."""
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=8)
+    torch.set_num_threads(1)
+    groups = {size: dist.new_group(list(range(size))) for size in (1, 2, 4, 8)}
+    logits, ids, _ = make_logits("hot")
+    logits = torch.cat([logits, torch.zeros(ROWS, 4)], dim=1)
+    generator = torch.Generator().manual_seed(5)
+    hidden, weight = torch.randn(ROWS, 16, generator=generator), torch.randn(56, 16, generator=generator)
+    for size, group in groups.items():
+        if rank >= size:
+            continue
+        mine = slice(rank * 56 // size, (rank + 1) * 56 // size)
+        for vocab_size in (56, 45, 20):  # no padding; some on the last rank; ranks that hold nothing else
+            arguments = {"vocab_size": vocab_size, "temperature": 1.7}
+            targets = ids % vocab_size
 
-        def parallel(x, arguments=arguments, targets=targets):
-            return logprob_and_entropy(x, targets, tp_group=dist.group.WORLD, **arguments)
+            def whole(x, arguments=arguments, targets=targets):
+                return reference(x, targets, **arguments)
 
-        def whole(x, arguments=arguments, targets=targets):
-            return reference(x, targets, **arguments)
+            def parallel(x, group=group, arguments=arguments, targets=targets):
+                return logprob_and_entropy(x, targets, tp_group=group, **arguments)
 
-        for value, expected in zip(parallel(logits[:, mine]), whole(logits), strict=True):
-            assert (value - expected).abs().max() <= 2e-5
-            values = [torch.empty_like(value) for _ in range(2)]
-            dist.all_gather(values, value)
-            assert torch.equal(*values), "the ranks disagree"
-        expected = gradient(whole, logits.double())[:, mine]
-        assert (gradient(parallel, logits[:, mine]) - expected).abs().max() <= 1e-4
+            def linear(x, w, group=group, arguments=arguments, targets=targets):
+                return linear_logprob(x, w, targets, tp_group=group, **arguments)
+
+            from_hidden = (linear(hidden, weight[mine]), whole(hidden.double() @ weight.double().T))
+            for found, expected in ((parallel(logits[:, mine]), whole(logits)), from_hidden):
+                for value, right in zip(found, expected, strict=True):
+                    assert (value - right).abs().max() <= 2e-5
+                    values = [torch.empty_like(value) for _ in range(size)]
+                    dist.all_gather(values, value, group=group)
+                    assert all(torch.equal(value, other) for other in values), "the ranks disagree"
+            by_logits = gradient(whole, logits.double())
+            assert (gradient(parallel, logits[:, mine]) - by_logits[:, mine]).abs().max() <= 1e-4
+            by_hidden = gradient(lambda x, whole=whole: whole(x @ weight.double().T), hidden.double())
+            found = gradient(lambda x, linear=linear, mine=mine: linear(x, weight[mine]), hidden)
+            assert (found - by_hidden).abs().max() <= 1e-4
+            by_weight = gradient(lambda w, whole=whole: whole(hidden.double() @ w.T), weight.double())
+            found = gradient(lambda w, linear=linear: linear(hidden, w), weight[mine])
+            assert (found - by_weight[mine]).abs().max() <= 1e-4
+    dist.barrier()
     dist.destroy_process_group()
 
 
-def test_two_ranks_agree_bitwise_and_with_float64(tmp_path):
-    torch.multiprocessing.spawn(check_on_a_rank, args=(tmp_path / "store",), nprocs=2)
+def test_all_ranks_agree_bitwise_and_with_float64(tmp_path):
+    torch.multiprocessing.spawn(check_on_a_rank, args=(tmp_path / "store",), nprocs=8)
 
 
-def test_a_slice_of_nothing_but_padding_adds_nothing():
+def test_a_slice_of_nothing_but_padding_adds_nothing(ops):
     logits, targets, _ = make_logits("plain")
-    real, padding = logit_stats(logits, targets, 0, COLUMNS, 1.0), logit_stats(logits, targets, COLUMNS, 0, 1.0)
-    alone, together = merge_stats(torch.stack([real])), merge_stats(torch.stack([real, padding]))
-    for a, b in zip(alone, together, strict=True):
-        assert torch.equal(a, b)
+    real = ops.logit_stats(logits, targets, None, 0, COLUMNS, 1.0)
+    padding = ops.logit_stats(logits, targets, None, COLUMNS, 0, 1.0)
+    alone, together = ops.merge_stats(torch.stack([real]), 1.0), ops.merge_stats(torch.stack([real, padding]), 1.0)
+    assert torch.equal(alone, together)
 
 
-def test_a_poisoned_logit_is_not_hidden():
+def test_a_poisoned_logit_is_not_hidden(ops):
     logits, targets, _ = make_logits("plain")
     logits[3, 7] = torch.nan
-    slices = [logit_stats(logits[:, start : start + 26], targets, start, 26, 1.0) for start in (0, 26)]
-    logprob, entropy, _ = merge_stats(torch.stack(slices))
+    slices = [
+        ops.logit_stats(logits[:, start : start + 26].contiguous(), targets, None, start, 26, 1.0) for start in (0, 26)
+    ]
+    logprob, entropy, _ = ops.normalise(ops.merge_stats(torch.stack(slices), 1.0), None, 1.0)
     assert logprob.isnan().nonzero().tolist() == entropy.isnan().nonzero().tolist() == [[3]]

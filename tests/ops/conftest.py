@@ -1,0 +1,26 @@
+"""Both implementations of the ops, with tiles and blocks so small that every case needs several."""
+
+import pytest
+from difficulties import implementations
+
+from megarl.ops import linear, logprob, tuning
+
+
+@pytest.fixture(params=["torch", "triton"])
+def ops(request, monkeypatch):
+    """One of the implementations, which the public ops then use too."""
+    chosen = implementations()[request.param]
+    for module in (linear, logprob):
+        monkeypatch.setattr(module, "implementation", lambda tensor: chosen)
+    return chosen
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    table = {op: dict(options) for op, options in next(iter(tuning.KERNELS.values())).items()}
+    table["logit_stats"]["BLOCK_V"] = table["logit_grad"]["BLOCK_V"] = 16
+    table["linear_stats"] |= {"BLOCK_T": 16, "BLOCK_V": 16, "BLOCK_H": 16, "splits": 2}
+    table["merge_stats"]["BLOCK_T"] = table["policy_epilogue"]["BLOCK_T"] = 16
+    monkeypatch.setattr(tuning, "KERNELS", {name: table for name in tuning.KERNELS})
+    tiles = {"forward": (16, 20), "backward": (24, 12)}
+    monkeypatch.setattr(tuning, "TILES", {name: tiles for name in tuning.TILES})
