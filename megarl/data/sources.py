@@ -40,10 +40,9 @@ class Rows:
             return self._of_hub()
         path = Path(self.name)
         kind = ".parquet file" if path.suffix == ".parquet" else ".jsonl file, a hub data set, or arithmetic"
-        if path.is_dir():
-            raise UserError(f"{self.setting}={path} is a folder; expected a {kind}")
         if not path.is_file():
-            raise UserError(f"{self.setting}={path} does not exist; expected a {kind}")
+            what = "is not a file" if path.exists() else "does not exist"
+            raise UserError(f"{self.setting}={path} {what}; expected a {kind}")
         return self._of_parquet(path) if path.suffix == ".parquet" else self._of_jsonl(path)
 
     def _of_jsonl(self, path: Path) -> Iterator[tuple[str, Row]]:

@@ -88,7 +88,7 @@ def test_what_is_no_jsonl_file_is_refused_with_what_it_is(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.mkdir()
     assert refusal(Rows("data.train", str(path))) == (
-        f"data.train={path} is a folder; expected a .jsonl file, a hub data set, or arithmetic"
+        f"data.train={path} is not a file; expected a .jsonl file, a hub data set, or arithmetic"
     )
     for name in ("packed.jsonl", "packed.jsonl.gz"):
         (tmp_path / name).write_bytes(gzip.compress(b'{"a": 1}\n'))
