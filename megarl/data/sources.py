@@ -17,7 +17,7 @@ FILES = (".jsonl", ".parquet")
 
 def is_file_name(name: str) -> bool:
     """Whether a source is a file, present or not; anything else is a data set of the hub."""
-    return name.endswith(FILES) or Path(name).is_file()
+    return name.endswith((*FILES, ".gz")) or Path(name).is_file()
 
 
 class Rows:
@@ -73,7 +73,9 @@ class Rows:
 
     def _of_hub(self) -> Iterator[tuple[str, Row]]:
         import datasets
+        from huggingface_hub.utils import logging
 
+        logging.set_verbosity_error()  # of its attempts; the last one's error is the user's
         try:
             rows = datasets.load_dataset(self.name, self.subset, split=self.split, streaming=self.streaming)
             splits = rows.info.splits or {}

@@ -46,6 +46,7 @@ def test_rows_come_one_at_a_time_with_how_far_they_are(tmp_path):
 def test_what_is_no_parquet_file_is_refused(tmp_path):
     path = tmp_path / "rows.parquet"
     assert refusal(Rows("SOURCE", str(path))) == f"SOURCE={path} does not exist; expected a .parquet file"
+    assert refusal(Rows("SOURCE", "gone.jsonl.gz")).startswith("SOURCE=gone.jsonl.gz does not exist; expected a .jsonl")
     path.write_text("not one")
     assert refusal(Rows("SOURCE", str(path))).startswith(f"{path} is not a readable Parquet file")
 
