@@ -17,9 +17,11 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _THOUSANDS_BEFORE = re.compile(r"(?:^|[^0-9.])[0-9]{1,3}(?:,[0-9]{3})*$")
-_THOUSANDS_AFTER = re.compile(r",(?:\\!)?[0-9]{3}(?![0-9])")
+_THOUSANDS_AFTER = re.compile(r",(?:\\!\s*)?[0-9]{3}(?![0-9])")
 _WRAPPED = re.compile(r"\\(?:text|mbox|textbf|mathrm)\s*\{([^{}]*)\}")
-_BRACES = re.compile(r"(?:[A-Za-z]\s*(?:\\in(?![A-Za-z])|=)\s*)?\\(?:left\s*\\)?\{(.*)\\\}", re.DOTALL)
+_BRACES = re.compile(
+    r"(?:(?:[A-Za-z]+|\\text\{[^{}]*\})\s*(?:\\in(?![A-Za-z])|=)\s*)?\\(?:left\s*\\)?\{(.*)\\\}", re.DOTALL
+)
 _NO_LIST = re.compile(
     r"\\mid(?![A-Za-z])|[|:]|\s*(?:\\(?:emptyset|varnothing)|∅)\s*$"
 )  # a set by a condition, or of the empty one

@@ -35,7 +35,7 @@ _REPEATING = (
 _RATIONAL = re.compile(
     rf"(?P<sign>-?)(?:(?P<number>{_NUMBER})|{_REPEATING}"
     r"|(?:(?P<whole>[0-9]+)(?: |(?=\\)))?"
-    r"(?:(?P<a>[0-9]+)/(?P<b>[0-9]+)|\\frac\{(?P<minus>-?)(?P<n>[0-9]+)\}\{(?P<d>[0-9]+)\}))"
+    r"(?:(?P<a>[0-9]+)\.?/(?P<b>[0-9]+)|\\frac\{(?P<minus>-?)(?P<n>[0-9]+)\}\{(?P<d>[0-9]+)\}))"
 )
 _DECIMAL = re.compile(r"(-?[0-9]*\.?([0-9]*))(?:(?:\\times|\\cdot) ?10\^\{?(-?[0-9]{1,3})\}?)?")
 _WORD = re.compile(r"\(?([A-Za-z][A-Za-z '-]*)\)?")
@@ -46,6 +46,7 @@ _CHOICE = re.compile(
 )
 _LETTER = re.compile(r"\(?([A-J])\)?")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
+_FUNCTION = re.compile(rf"{_TRIGONOMETRIC.pattern}|\\det|\(")
 _DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\^\\circ")
 _IN_BASE = re.compile(r"([0-9][0-9A-F]*)_(?:([0-9])|\{([0-9]+)\})")
 _INEQUALITY = re.compile(r"[<>≤≥≠∪]|\\(?:le|ge|lt|gt|ne)(?:q|qslant)?(?![A-Za-z])|\\cup(?![A-Za-z])|\\in(?![A-Za-z])|∈")
@@ -138,6 +139,8 @@ def _same_equations(given: list[str], wanted: list[str], value: Value, is_rounde
         sides = [side for side in given if not names_quantity(side, wanted[0])]
         return _all_equal([(side, wanted[0]) for side in sides], value, is_rounded)
     if len(given) == 1:
+        if all(map(is_name, wanted)):
+            return False
         sides = [side for side in wanted if not (is_name(side) and names_quantity(side, given[0]))]
         return _all_equal([(given[0], side) for side in sides], value, is_rounded)
     (names, values), (wanted_names, wanted_values) = _definition(given), _definition(wanted)
@@ -193,11 +196,15 @@ def _plain(answer: str, reference: str, value: Value) -> bool | None:
     answer, reference = normalise(answer, reference_unit), normalise(reference, answer_unit)
     if answer == reference:
         return True
+    if (answer_unit and reference.endswith("%")) or (reference_unit and answer.endswith("%")):
+        return False
     given, wanted = _WORD.fullmatch(answer), _WORD.fullmatch(reference)
     if wanted and (reference_is_text or _is_word(wanted[1])):
         return given is not None and _same_word(given[1], wanted[1], bool(reference_is_text or answer_is_text))
     if given and wanted and (answer_is_text or _is_word(given[1])):
         return _same_word(given[1], wanted[1], bool(answer_is_text))
+    if is_name(answer) and is_name(reference) and not _FUNCTION.match(answer):
+        return False
     given, wanted = _IN_BASE.fullmatch(answer), _IN_BASE.fullmatch(reference)
     if given or wanted:
         if given and wanted:

@@ -25,7 +25,7 @@ _OF_A_FIGURE = re.compile(  # not of an unknown: that is an equation to solve
     r"|[|\[][A-Z]{2,}[|\]]|\|?\\(?:overline|vec|overrightarrow|hat)\{[A-Za-z]+\}\|?"
     r"|\\text\{[^{}]*\}[A-Z]+|[A-Za-z]{4,}|[A-Za-z]+(?: [A-Za-z]+)+"
 )
-_COMMAND = re.compile(rf"(?!{_GREEK}|\\text\{{)\\[A-Za-z]+ ?")
+_COMMAND = re.compile(rf"(?!{_GREEK}|\\text\{{)\\(?:(?:begin|end)\{{[a-z]+\}}|[A-Za-z]+ ?)")
 _CONSTANTS = {"e", "i"}
 
 
@@ -39,17 +39,24 @@ def is_name(side: str) -> bool:
     side = spell(side)
     if side.startswith("(") and side.endswith(")") and "," in side:
         names = side[1:-1].split(",")
-        return all(map(is_name, names)) and names == sorted(names)
+        return all(map(is_name, names)) and names == sorted(names, key=_order)
     letter = _LETTER.fullmatch(side)
     if letter:
         return letter["letter"] not in _CONSTANTS and letter["letter"] not in letter["marks"]
     return bool(_OF_A_FIGURE.fullmatch(side))
 
 
+def _order(name: str) -> tuple[bool, str]:
+    """The alphabet, then Greek letters as they stand: (r, \\theta)."""
+    return (True, "") if name.startswith("\\") else (False, name)
+
+
 def names_quantity(side: str, value: str) -> bool:
     r"""Whether a side of an equation only names what has the value: it is a name, or like m+n, xy and AB/CD made of
     several names and no numbers, and doesn't occur in the value. `2x` and `x^2` don't: their equations are unsolved."""
-    names, rest = _names(side)
+    if spell(side).casefold() == spell(value).casefold():
+        return False
+    names, rest = ({spell(side)}, "") if is_name(side) else _names(side)
     if names & _names(value)[0]:
         return False
     return is_name(side) or (len(names) > 1 and not re.search(r"[0-9<>,]", rest))
