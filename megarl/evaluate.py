@@ -40,12 +40,13 @@ def evaluate(config: Config) -> None:
     check_data(config, "eval")
     check_reward(config, "eval")
     with EvaluationFolder(config) as folder, _hf_folder(config, folder) as model:
-        check_model(_with_model(config, model), "eval")
+        sampling = _sampling_config(config, model)
+        check_model(sampling, "eval")
         tokenizer = AutoTokenizer.from_pretrained(model)
         prompts = load_prompts(config.data, "eval", tokenizer)
         folder.open(prompts.prompts, model)
         if len(folder.rows) < len(prompts.prompts):
-            _sample(_with_model(config, model), prompts, tokenizer, folder)
+            _sample(sampling, prompts, tokenizer, folder)
         _report(config, prompts, folder)
 
 
@@ -184,6 +185,13 @@ def _numbers(estimate: Estimate) -> tuple[str, str, str]:
         return "{:.3f} - {:.3f}".format(*interval) if interval else "-"
 
     return f"{estimate.value:.3f}", shown(estimate.over_problems), shown(estimate.over_samples)
+
+
+def _sampling_config(config: Config, model: Path) -> Config:
+    """For the engines, which need room for the evaluation's responses alone."""
+    limit = config.eval.max_response_tokens or config.rollout.max_response_tokens
+    rollout = config.rollout.model_copy(update={"max_response_tokens": limit})
+    return _with_model(config, model).model_copy(update={"rollout": rollout})
 
 
 def _with_model(config: Config, path: Path) -> Config:

@@ -451,3 +451,10 @@ def test_what_is_no_model_is_refused(monkeypatch, path, words):
     with pytest.raises(UserError) as caught:
         find_model(path)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_evaluation_needs_room_for_its_own_responses_alone(evaluation, tmp_path):
+    """The model has 128 positions; rollout.max_response_tokens would not fit."""
+    changes = {"rollout.max_response_tokens": 9999, "eval.max_response_tokens": 24, "data.eval_limit": 2}
+    evaluate(evaluation[0], tmp_path / "run", **changes | {"learner.micro_batch_tokens": 20000})
+    assert all(sample["tokens"] <= 24 for row in rows_of(tmp_path / "run") for sample in row["samples"])
