@@ -7,17 +7,19 @@ import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from rich.table import Table
 from transformers import AutoTokenizer
 
 from megarl.config import Config
 from megarl.data.prompts import PromptSet, load_prompts
-from megarl.estimates import Estimate, Interval
-from megarl.evaluation import EvaluationFolder, as_json, check_continues, results
+from megarl.estimates import Estimate, Interval, estimate, mean_estimate, reported_ks
+from megarl.evaluation import EvaluationFolder, Row, check_continues
 from megarl.models.checkpoints import find_checkpoint
 from megarl.models.family import architecture, read_hf_config
 from megarl.models.files import HuggingFaceFiles
@@ -38,12 +40,13 @@ def evaluate(config: Config) -> None:
     check_data(config, "eval")
     check_reward(config, "eval")
     with EvaluationFolder(config) as folder, _hf_folder(config, folder) as model:
-        check_model(_with_model(config, model), "eval")
+        sampling = _sampling_config(config, model)
+        check_model(sampling, "eval")
         tokenizer = AutoTokenizer.from_pretrained(model)
         prompts = load_prompts(config.data, "eval", tokenizer)
-        folder.open(prompts.prompts)
+        folder.open(prompts.prompts, model)
         if len(folder.rows) < len(prompts.prompts):
-            _sample(_with_model(config, model), prompts, tokenizer, folder)
+            _sample(sampling, prompts, tokenizer, folder)
         _report(config, prompts, folder)
 
 
@@ -78,7 +81,7 @@ def _hf_folder(config: Config, folder: EvaluationFolder) -> Iterator[Path]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER_VARIABLES)}
     command = [sys.executable, "-m", "megarl.learner.convert", str(model), str(converted)]
     try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, pass_fds=[folder.lock])
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
             raise UserError(f"model.path={model} can't be converted: {reason}")
@@ -106,17 +109,17 @@ def _report(config: Config, prompts: PromptSet, folder: EvaluationFolder) -> Non
         "temperature": config.eval.temperature,
         "max_response_tokens": config.eval.max_response_tokens or config.rollout.max_response_tokens,
         "prompts_dropped": prompts.dropped,
-        "sets": as_json(found),
+        "sets": _as_json(found),
     }
-    (folder.folder / "eval.json").write_text(json.dumps(report, indent=2) + "\n")
+    folder.write("eval.json", json.dumps(report, indent=2) + "\n")
     table = Table(title=f"{config.model.path}, {n} samples a problem", title_justify="left")
     table.add_column("set")
     table.add_column("metric")
     for column in ("value", "95%: problems", "95%: samples"):
         table.add_column(column, justify="right")
     for name, (estimates, details) in found.items():
-        for i, (metric, estimate) in enumerate(estimates.items()):
-            table.add_row(*("" if i else f"{name} ({details['problems']})", metric, *_numbers(estimate)))
+        for i, (metric, estimated) in enumerate(estimates.items()):
+            table.add_row(*("" if i else f"{name} ({details['problems']})", metric, *_numbers(estimated)))
         if name != "mean":
             samples = details["problems"] * n
             for status in RewardStatus:
@@ -136,11 +139,59 @@ def _report(config: Config, prompts: PromptSet, folder: EvaluationFolder) -> Non
     folder.say(f"every sample: {folder.path}; numbers: {folder.folder / 'eval.json'}")
 
 
+def results(rows: list[Row], n: int) -> dict[str, tuple[dict[str, Estimate], dict[str, float]]]:
+    """Set -> (metric -> estimate, further numbers); behind several sets their `mean`."""
+    sets: dict[str, list[Row]] = {}
+    for row in rows:
+        sets.setdefault(row["set"], []).append(row)
+    found = {name: (_estimates(members, n), _details(members)) for name, members in sets.items()}
+    if len(found) > 1:
+        metrics = next(iter(found.values()))[0]
+        means = {metric: mean_estimate([estimates[metric] for estimates, _ in found.values()]) for metric in metrics}
+        found["mean"] = (means, {"problems": len(rows)})
+    return found
+
+
+def _as_json(found: dict[str, tuple[dict[str, Estimate], dict[str, float]]]) -> dict[str, Any]:
+    return {
+        name: {
+            **details,
+            **{
+                metric: {"value": e.value, "over_problems": e.over_problems, "over_samples": e.over_samples}
+                for metric, e in estimates.items()
+            },
+        }
+        for name, (estimates, details) in found.items()
+    }
+
+
+def _estimates(rows: list[Row], n: int) -> dict[str, Estimate]:
+    correct = [row["correct"] for row in rows]
+    return {f"avg@{n}": estimate(correct, n, 1)} | {f"pass@{k}": estimate(correct, n, k) for k in reported_ks(n)}
+
+
+def _details(rows: list[Row]) -> dict[str, float]:
+    samples = [sample for row in rows for sample in row["samples"]]
+    statuses = Counter(sample["status"] for sample in samples)
+    return {
+        "problems": len(rows),
+        "response_tokens": sum(sample["tokens"] for sample in samples) / len(samples),
+        **{f"{status}": statuses[status] for status in RewardStatus},
+    }
+
+
 def _numbers(estimate: Estimate) -> tuple[str, str, str]:
     def shown(interval: Interval | None) -> str:
         return "{:.3f} - {:.3f}".format(*interval) if interval else "-"
 
     return f"{estimate.value:.3f}", shown(estimate.over_problems), shown(estimate.over_samples)
+
+
+def _sampling_config(config: Config, model: Path) -> Config:
+    """For the engines, which need room for the evaluation's responses alone."""
+    limit = config.eval.max_response_tokens or config.rollout.max_response_tokens
+    rollout = config.rollout.model_copy(update={"max_response_tokens": limit})
+    return _with_model(config, model).model_copy(update={"rollout": rollout})
 
 
 def _with_model(config: Config, path: Path) -> Config:

@@ -1,48 +1,77 @@
-"""The folder of an evaluation: per-problem results that survive a crash, progress, and the numbers that follow.
+"""The folder of an evaluation: per-problem results that survive a crash, what they were made from, progress.
 
 config.yaml      complete; model.path is the folder or checkpoint that was evaluated
 versions.json
+inputs.json      SHA-256 of what the keys only name: the model's files, the sets' problems, a reward of the user's own
 problems.jsonl   one line a problem, in order: its samples with their verdicts. Written a batch at a time
 eval.json        avg@k and pass@k of each set with intervals
+lock             held by the evaluation that runs
 logs/            of the engines
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import json
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from megarl.config import Config, dump_config, load_config
-from megarl.estimates import Estimate, estimate, mean_estimate, reported_ks
 from megarl.runlog import package_versions
 from megarl.types import Prompt, RewardStatus, SampleGroup, UserError
 
 Row = dict[str, Any]  # a line of problems.jsonl
 TOLD = ("set", "id", "problem", "answer")  # of a row, about its problem
-# What the numbers don't depend on: the rest must be as it was for an evaluation to go on.
+# What the numbers don't depend on: the rest must be as it was for an evaluation to go on. A model may lie elsewhere.
 INDIFFERENT: tuple[str, ...] = ("run.", "learner.", "recipe.", "schedule.", "optim.", "critic.", "reward.workers")
-INDIFFERENT += ("data.train", "rollout.temperature", "rollout.top_", "rollout.allow_", "rollout.max_logprob")
+INDIFFERENT += ("model.path", "data.train", "rollout.temperature", "rollout.top_", "rollout.allow_")
+INDIFFERENT += ("rollout.max_logprob",)
+MODEL_FILES = (".safetensors", ".json", ".model", ".jinja", ".txt")  # weights, configuration, tokenizer
+
+
+class _SavedSample(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+    index: int
+    status: RewardStatus
+    extracted: str | None
+    finish_reason: str
+    tokens: int
+    response: str
+
+
+class _SavedRow(BaseModel):
+    """A line of problems.jsonl as `append` writes it."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+    set: str
+    id: str
+    problem: str
+    answer: str
+    correct: int
+    samples: list[_SavedSample]
 
 
 class EvaluationFolder:
     """What has been evaluated and what is left. Batches are whole or absent, so a resumed run repeats a whole one's
-    requests: its samples are those of an uninterrupted run, bit for bit. Use as a context manager.
+    requests: its samples are those of an uninterrupted run, bit for bit. Use as a context manager: one process at a
+    time is inside. What can't be written is a UserError.
     """
 
     def __init__(self, config: Config) -> None:
         self.config, self.folder = config, Path(config.run.dir)
         self.console = Console(highlight=False, soft_wrap=True)
         self.rows: list[Row] = []
-        self._batch = config.eval.problems_per_batch
+        self._end = 0  # bytes of `rows` in problems.jsonl
         self._progress: Progress | None = None
         self._total = self._reported = 0
         self._started = time.monotonic()
@@ -51,23 +80,26 @@ class EvaluationFolder:
     def path(self) -> Path:
         return self.folder / "problems.jsonl"
 
-    def open(self, prompts: list[Prompt]) -> None:
-        """Read what an earlier run has left, and write down the configuration of this one."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lines = _whole_lines(self.path, self._batch, len(prompts))
-        self.rows = [json.loads(line) for line in lines]
-        if len(self.rows) > len(prompts):
-            raise UserError(f"{self.path} has more problems than data.eval; the data has changed, name another run.dir")
-        for number, (row, prompt) in enumerate(zip(self.rows, prompts, strict=False), 1):
-            if [row[key] for key in TOLD] != _told(prompt):
-                raise UserError(
-                    f"{self.path}:{number} is problem {row['id']}, but data.eval has {prompt.id} there, or another "
-                    "text or answer; the data has changed, name another run.dir"
-                )
-        if self.path.exists():
-            os.truncate(self.path, sum(map(len, lines)))
-        (self.folder / "config.yaml").write_text(dump_config(self.config))
-        (self.folder / "versions.json").write_text(json.dumps(package_versions(), indent=2) + "\n")
+    def open(self, prompts: list[Prompt], model: Path) -> None:
+        """Take over what an earlier run has left; `model` is the Hugging Face folder that is evaluated.
+
+        All is checked before a byte changes. Raises UserError naming what differs, or the row that is damaged.
+        """
+        check_continues(self.config)
+        lines, batch = _whole_lines(self.path), self.config.eval.problems_per_batch
+        rows = [self._read(number, line) for number, line in enumerate(lines, 1)]
+        inputs, versions = _inputs(self.config, prompts, model), package_versions()
+        if rows:
+            self._check_rows(rows, prompts)
+            self._check_record("inputs.json", inputs)
+            if len(rows) < len(prompts):
+                self._check_record("versions.json", versions)
+        kept = len(rows) if len(rows) == len(prompts) else len(rows) // batch * batch
+        self.rows, self._end = rows[:kept], sum(len(line) + 1 for line in lines[:kept])
+        if kept < len(prompts):
+            self.write("config.yaml", dump_config(self.config))
+            self.write("versions.json", json.dumps(versions, indent=2) + "\n")
+            self.write("inputs.json", json.dumps(inputs, indent=2) + "\n")
         self._total = len(prompts) * self.config.eval.samples_per_prompt
         if self.rows:
             self.say(f"{len(self.rows)} of {len(prompts)} problems are in {self.path}, going on behind them")
@@ -104,10 +136,16 @@ class EvaluationFolder:
     def append(self, groups: list[SampleGroup]) -> None:
         """Save a batch, durably, and say how far the evaluation is."""
         rows = [_row(group) for group in groups]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
-            file.flush()
-            os.fsync(file.fileno())
+        content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+        with _writing(self.path):
+            self.path.touch()
+            with self.path.open("r+b") as file:
+                file.truncate(self._end)  # what a crash has left of this batch
+                file.seek(self._end)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        self._end += len(content)
         self.rows += rows
         n = self.config.eval.samples_per_prompt
         right = sum(row["correct"] for row in self.rows) / (len(self.rows) * n)
@@ -134,15 +172,75 @@ class EvaluationFolder:
             self._progress.stop()
             self._progress = None
 
+    def write(self, name: str, text: str) -> None:
+        """Replace a small file, whole or not at all."""
+        partial = self.folder / f"{name}.partial"
+        with _writing(self.folder / name):
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(self.folder / name)
+
+    @property
+    def lock(self) -> int:
+        """File descriptor of the lock: a process that inherits it keeps others out for as long as it lives."""
+        return self._lock.fileno()
+
     def __enter__(self) -> EvaluationFolder:
+        with _writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / "lock").open("w")
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(
+                    f"run.dir={self.folder}: an evaluation is running there; wait for it, or name another"
+                ) from None
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop()
+        self._lock.close()
+
+    def _read(self, number: int, line: bytes) -> Row:
+        """Raises UserError for a row that `append` did not write."""
+        n = self.config.eval.samples_per_prompt
+        try:
+            row = _SavedRow.model_validate_json(line).model_dump()
+        except ValidationError as error:
+            first = error.errors()[0]
+            what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}".removeprefix(": ")
+        else:
+            statuses = [sample["status"] for sample in row["samples"]]
+            if len(statuses) == n and statuses.count(RewardStatus.CORRECT) == row["correct"]:
+                return row
+            what = f"{len(statuses)} samples, {statuses.count(RewardStatus.CORRECT)} of them right"
+        raise UserError(
+            f"{self.path}:{number} is damaged ({what}); remove this line and all behind it, to do them again, or name "
+            "another run.dir"
+        )
+
+    def _check_rows(self, rows: list[Row], prompts: list[Prompt]) -> None:
+        for number, (row, prompt) in enumerate(zip(rows, prompts, strict=False), 1):
+            if [row[key] for key in TOLD] != _told(prompt):
+                raise UserError(
+                    f"{self.path}:{number} is problem {row['id']}, but data.eval has {prompt.id} there, or another "
+                    "text or answer; restore the data, or name another run.dir"
+                )
+
+    def _check_record(self, name: str, now: dict[str, str]) -> None:
+        try:
+            before = json.loads((self.folder / name).read_text(encoding="utf-8"))
+            keys = [*now, *before.keys() - now.keys()]
+        except (OSError, ValueError, AttributeError):
+            raise UserError(
+                f"{self.folder / name} is missing or damaged: what the rows of problems.jsonl were made from can't be "
+                "checked; restore it, or name another run.dir"
+            ) from None
+        for key in keys:
+            _check_same(self.folder, key, now.get(key), before.get(key))
 
 
 def check_continues(config: Config) -> None:
-    """Raises UserError where run.dir holds something else than the beginning of this evaluation."""
+    """Raises UserError where run.dir is no place for this evaluation: a run's, or begun with other keys."""
     folder = Path(config.run.dir)
     for path in (folder, *folder.parents):
         if path.exists() and not path.is_dir():
@@ -150,58 +248,62 @@ def check_continues(config: Config) -> None:
     metrics = folder / "metrics.jsonl"
     if metrics.exists() and metrics.stat().st_size:
         raise UserError(f"run.dir={folder} already holds a run; name another folder")
-    if not (folder / "problems.jsonl").exists():
+    if not _whole_lines(folder / "problems.jsonl"):
         return
-    before = load_config(folder / "config.yaml").model_dump()
+    try:
+        before = load_config(folder / "config.yaml").model_dump()
+    except (OSError, UserError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"run.dir={folder}: {folder / 'config.yaml'} can't be read ({reason}); name another") from None
     for section, values in config.model_dump().items():
         for key, value in values.items() if isinstance(values, dict) else ():
-            name, old = f"{section}.{key}", before[section][key]
-            if value != old and (name == "run.seed" or not name.startswith(INDIFFERENT)):
-                raise UserError(
-                    f"{name}={value!r}, but the evaluation in run.dir={folder} has {old!r}; keep it, or name another "
-                    "folder"
-                )
+            name = f"{section}.{key}"
+            if name == "run.seed" or not name.startswith(INDIFFERENT):
+                _check_same(folder, name, value, before[section][key])
 
 
-def results(rows: list[Row], n: int) -> dict[str, tuple[dict[str, Estimate], dict[str, float]]]:
-    """Set -> (metric -> estimate, further numbers); behind several sets their `mean`."""
-    sets: dict[str, list[Row]] = {}
-    for row in rows:
-        sets.setdefault(row["set"], []).append(row)
-    found = {name: (_estimates(members, n), _details(members)) for name, members in sets.items()}
-    if len(found) > 1:
-        metrics = next(iter(found.values()))[0]
-        means = {metric: mean_estimate([estimates[metric] for estimates, _ in found.values()]) for metric in metrics}
-        found["mean"] = (means, {"problems": len(rows)})
-    return found
+def _check_same(folder: Path, name: str, now: object, before: object) -> None:
+    if now != before:
+        raise UserError(
+            f"{name}={now!r}, but the evaluation in run.dir={folder} has {before!r}; keep it, or name another folder"
+        )
 
 
-def as_json(found: dict[str, tuple[dict[str, Estimate], dict[str, float]]]) -> dict[str, Any]:
-    return {
-        name: {
-            **details,
-            **{
-                metric: {"value": e.value, "over_problems": e.over_problems, "over_samples": e.over_samples}
-                for metric, e in estimates.items()
-            },
-        }
-        for name, (estimates, details) in found.items()
+def _inputs(config: Config, prompts: list[Prompt], model: Path) -> dict[str, str]:
+    """What tells apart the contents that the keys only name."""
+    module = Path(*config.reward.name.partition(":")[0].split("."))  # of a reward of the user's own
+    code = [path for path in (module.with_suffix(".py"), module / "__init__.py") if ":" in config.reward.name]
+    files = {
+        **{f"model.path/{file.name}": file for file in sorted(model.iterdir()) if file.suffix in MODEL_FILES},
+        **{f"reward.name/{file}": file for file in code if file.is_file()},
     }
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        hashes = dict(zip(files, pool.map(_sha256, files.values()), strict=True))
+    sets: dict[str, list[list[str]]] = {}
+    for prompt in prompts:
+        sets.setdefault(prompt.source, []).append(_told(prompt))
+    for name, told in sets.items():
+        digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
+        hashes[f"data.eval/{name}"] = f"{len(told)} problems, sha256 {digest}"
+    return hashes
 
 
-def _estimates(rows: list[Row], n: int) -> dict[str, Estimate]:
-    correct = [row["correct"] for row in rows]
-    return {f"avg@{n}": estimate(correct, n, 1)} | {f"pass@{k}": estimate(correct, n, k) for k in reported_ks(n)}
+def _sha256(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None
 
 
-def _details(rows: list[Row]) -> dict[str, float]:
-    samples = [sample for row in rows for sample in row["samples"]]
-    statuses = Counter(sample["status"] for sample in samples)
-    return {
-        "problems": len(rows),
-        "response_tokens": sum(sample["tokens"] for sample in samples) / len(samples),
-        **{f"{status}": statuses[status] for status in RewardStatus},
-    }
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} can't be written: {error.strerror}; see to it, then run the same command again: it loses nothing"
+        ) from None
 
 
 def _told(prompt: Prompt) -> list[str]:
@@ -227,12 +329,14 @@ def _row(group: SampleGroup) -> Row:
     }
 
 
-def _whole_lines(path: Path, batch: int, count: int) -> list[bytes]:
-    """The lines of whole batches, out of `count` in the end, without what a crash left behind them."""
-    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
-    if lines and not lines[-1].endswith(b"\n"):
-        lines.pop()
-    return lines if len(lines) == count else lines[: len(lines) // batch * batch]
+def _whole_lines(path: Path) -> list[bytes]:
+    """The lines of problems.jsonl without the one that a crash tore off; none where there is no file."""
+    try:
+        return path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None
 
 
 def _duration(seconds: float) -> str:

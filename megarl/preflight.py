@@ -89,8 +89,8 @@ def check_model(config: Config, command: str) -> None:
         arch.check_layout(learner.tensor_model_parallel_size, learner.pipeline_model_parallel_size)
     if config.max_sequence_tokens > arch.max_position_embeddings:
         raise UserError(
-            f"data.max_prompt_tokens + rollout.max_response_tokens = {config.max_sequence_tokens} is more than this "
-            f"model's {arch.max_position_embeddings} positions; lower one of them"
+            f"data.max_prompt_tokens + max_response_tokens (of rollout or eval) = {config.max_sequence_tokens} is more "
+            f"than this model's {arch.max_position_embeddings} positions; lower one of them"
         )
 
 

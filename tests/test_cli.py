@@ -133,7 +133,8 @@ MISTAKES = {
     "positions": (
         None,
         ["data.max_prompt_tokens=500"],
-        "data.max_prompt_tokens + rollout.max_response_tokens = 524 is more than this model's 512 positions",
+        "data.max_prompt_tokens + max_response_tokens (of rollout or eval) = 524 is more than this "
+        "model's 512 positions",
         "lower one of them",
     ),
     "run folder below a file": (

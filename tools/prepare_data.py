@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import NoReturn
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -48,8 +51,15 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("prepare_data: interrupted; nothing was written")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says a mistake in one line, without the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"prepare_data: error: {message}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="prepare_data", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     presets = ", ".join(TRAINING_SETS)
@@ -202,16 +212,19 @@ def _overrides(config: str | None) -> str:
 
 
 def _positive(text: str) -> int:
-    if (value := int(text)) < 1:
-        raise ValueError
-    return value
+    with suppress(ValueError):
+        if (value := int(text)) >= 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} should be a whole number of at least 1")
 
 
 def _fraction(text: str) -> float:
-    if not 0 <= (value := float(text)) < 1:
-        raise ValueError
-    return value
+    with suppress(ValueError):
+        if 0 <= (value := float(text)) < 1:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} should be a number from 0 to below 1")
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up, as when interrupted
     main()

@@ -8,7 +8,9 @@ row has is the one that counts.
 from __future__ import annotations
 
 import re
+import reprlib
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from megarl.rewards.extraction import boxed_answer
@@ -62,14 +64,23 @@ class Layout:
 
     def _text(self, where: str, row: dict[str, Any], column: str) -> str:
         value = row[column]
-        if column == self.answer and self.rule == LIST and isinstance(value, list):
-            return ", ".join(str(part) for part in value)
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        if value is None or isinstance(value, (dict, list, bool)) or value != value or not str(value).strip():
+        is_list = column == self.answer and self.rule == LIST and isinstance(value, list)
+        texts = [_scalar(part) for part in value] if is_list else [_scalar(value)]
+        if not all(texts) and texts:
             setting = self.answer_setting if column == self.answer else self.problem_setting
-            raise UnusableRow(f"{where}: column '{column}'{setting} is empty or not text: {value!r}")
-        return str(value)
+            raise UnusableRow(f"{where}: column '{column}'{setting} is empty or not text: {reprlib.repr(value)}")
+        return ", ".join(texts)
+
+
+def _scalar(value: Any) -> str:
+    """A text, or a finite number in digits (3 for 3.0, no exponent); empty for anything else."""
+    if isinstance(value, str):
+        return value if value.strip() else ""
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
+        return ""
+    exact = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
+    digits = format(exact, "f")
+    return (digits.rstrip("0").rstrip(".") if "." in digits else digits) if exact.is_finite() else ""
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,27 @@ and the evaluation problems, never the rows, so the source may be larger than me
     FILE.jsonl            id, question, answer: the columns that `data.train` reads without further settings
     FILE.eval.jsonl       the held-out part, with eval_fraction > 0
     FILE.dropped.jsonl    where, reason, detail, question
-    FILE.manifest.json    source, settings, counts, hashes, versions; written last, so it vouches for the others
+    FILE.manifest.json    source, settings, counts, hashes, versions; appears last, so it vouches for the others
+
+All are written under other names in their folder and appear together at the end, or not at all.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import platform
+import uuid
 from collections import Counter
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from megarl.config import DataConfig
 from megarl.data.benchmarks import ProblemSet, UnusableRow
@@ -66,17 +73,16 @@ def prepare(job: Preparation, advance: Advance | None = None) -> dict[str, Any]:
     """Write the files; the manifest. Raises UserError, leaving nothing behind, where that can't be done."""
     for path in job.files.values():
         if path.exists():
-            raise UserError(f"{path} exists; remove it or name another --out")
+            raise UserError(f"{path} exists; name another --out")
     rows = Rows("SOURCE", job.source, job.problem_set.subset, job.problem_set.split, streaming=True)
     is_file = is_file_name(job.source)
     source_hash = hashlib.sha256()
     checks = _Checks(job)
     counts: Counter[str] = Counter(dict.fromkeys(("read", *REASONS, "train", "eval"), 0))
     with ExitStack() as stack:
-        outputs = {name: stack.enter_context(_Output(job.files[name])) for name in ("train", "eval", "dropped")}
-        for where, row in rows:
-            if counts["read"] == job.limit:
-                break
+        stack.enter_context(_folder(job.out.parent))
+        outputs = {name: stack.enter_context(_Output(path)) for name, path in job.files.items()}
+        for where, row in islice(rows, job.limit):
             counts["read"] += 1
             if not is_file:
                 source_hash.update(json.dumps(row, sort_keys=True, default=str).encode())
@@ -98,8 +104,9 @@ def prepare(job: Preparation, advance: Advance | None = None) -> dict[str, Any]:
         if not counts["train"]:
             told = ", ".join(f"{counts[reason]} {reason}" for reason in REASONS if counts[reason]) or "no rows"
             raise UserError(f"{job.source}: of {counts['read']} rows none is left to train on ({told})")
+        last = outputs.pop("manifest")
         if not job.eval_fraction:
-            outputs.pop("eval").discard()
+            outputs.pop("eval")
         manifest = {
             "source": {
                 "name": job.source,
@@ -117,12 +124,10 @@ def prepare(job: Preparation, advance: Advance | None = None) -> dict[str, Any]:
             "files": {out.path.name: {"rows": out.rows, "sha256": out.finish()} for out in outputs.values()},
             "versions": {"python": platform.python_version(), **_versions()},
         }
-        for output in outputs.values():
+        last.write(manifest, indent=2)
+        last.finish()
+        for output in (*outputs.values(), last):
             output.commit()
-    with _Output(job.files["manifest"]) as output:
-        output.write(manifest, indent=2)
-        output.finish()
-        output.commit()
     return manifest
 
 
@@ -162,9 +167,12 @@ class _Checks:
     def _read_evaluation_sets(self, job: Preparation) -> None:
         if not job.decontaminate:
             return
-        data = (job.prompts or DataConfig(train=job.source)).model_copy(
-            update={"eval": list(job.decontaminate), "eval_limit": None}
-        )
+        plain = job.prompts or DataConfig(train=job.source)
+        changes = {"eval": list(job.decontaminate), "eval_limit": None}
+        try:
+            data = DataConfig.model_validate(plain.model_dump() | changes)
+        except ValidationError as error:
+            raise UserError(f"--decontaminate: {error.errors()[0]['ctx']['error']}") from None
         files = {chosen.name: Path(chosen.source) for chosen in data.eval_sets}
         for problem in load_problems(data, "eval"):
             if problem.source not in self.sets:
@@ -192,41 +200,72 @@ class _Checks:
 
 
 class _Output:
-    """A JSONL file that appears whole, by `commit`, or not at all."""
+    """A JSONL file that appears whole, by `commit`, or not at all: an exception takes a committed one back.
+
+    What can't be written is a UserError.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.rows = path, 0
-        self._partial = path.with_name(path.name + ".partial")
+        self._partial = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.partial")
         self._hash = hashlib.sha256()
+        self._committed = False
 
     def write(self, row: dict[str, Any], indent: int | None = None) -> None:
         line = (json.dumps(row, ensure_ascii=False, indent=indent) + "\n").encode()
-        self._file.write(line)
+        with _writing(self.path):
+            self._file.write(line)
         self._hash.update(line)
         self.rows += 1
 
     def finish(self) -> str:
         """No more rows; the hash of them all."""
-        self._file.close()
+        with _writing(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
         return self._hash.hexdigest()
 
     def commit(self) -> None:
-        self._partial.replace(self.path)
-
-    def discard(self) -> None:
-        self._file.close()
-        self._partial.unlink(missing_ok=True)
+        if self.path.exists():
+            raise UserError(f"{self.path} exists; name another --out")
+        with _writing(self.path):
+            self._partial.replace(self.path)
+        self._committed = True
 
     def __enter__(self) -> _Output:
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        with _writing(self.path):
             self._file = self._partial.open("wb")
-        except OSError as error:
-            raise UserError(f"{self.path} can't be written: {error.strerror}") from None
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.discard()
+    def __exit__(self, kind: object, *_: object) -> None:
+        with suppress(OSError):  # what is still to be written on a full disk
+            self._file.close()
+        self._partial.unlink(missing_ok=True)
+        if kind and self._committed:
+            self.path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Make a folder, for good unless an exception comes."""
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    with _writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # somebody else uses it
+            for folder in made:
+                folder.rmdir()
+        raise
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{path} can't be written: {error.strerror}; see to it, or name another --out") from None
 
 
 def _draw(seed: int, question: str) -> float:

@@ -10,17 +10,21 @@ MAX_ANSWERS = 64  # more are compared as one
 _TOKEN = re.compile(
     r"(?P<ignored>\\(?:left|right)(?![A-Za-z])\s*\.?|\\[()\[\]])"
     r"|(?P<conjunction>\\(?:text|mbox|textbf|mathrm)\s*\{\s*,?\s*(?:and|or)\s*\}|(?<![A-Za-z\\])(?:and|or)(?![A-Za-z]))"
-    r"|(?P<open>\\\{|[{(\[]|\\begin(?![A-Za-z]))"
-    r"|(?P<close>\\\}|[})\]]|\\end(?![A-Za-z]))"
+    r"|(?P<open>\\\{|[{(\[⟨]|\\(?:begin|langle)(?![A-Za-z]))"
+    r"|(?P<close>\\\}|[})\]⟩]|\\(?:end|rangle)(?![A-Za-z]))"
     r"|(?P<comma>[,;])"
     r"|\\[A-Za-z]+|\\.",
     re.DOTALL,
 )
 _THOUSANDS_BEFORE = re.compile(r"(?:^|[^0-9.])[0-9]{1,3}(?:,[0-9]{3})*$")
-_THOUSANDS_AFTER = re.compile(r",(?:\\!)?[0-9]{3}(?![0-9])")
+_THOUSANDS_AFTER = re.compile(r",(?:\\!\s*)?[0-9]{3}(?![0-9])")
 _WRAPPED = re.compile(r"\\(?:text|mbox|textbf|mathrm)\s*\{([^{}]*)\}")
-_BRACES = re.compile(r"(?:[A-Za-z]\s*(?:\\in(?![A-Za-z])|=)\s*)?\\(?:left\s*\\)?\{(.*)\\\}", re.DOTALL)
-_SET_BUILDER = re.compile(r"\\mid(?![A-Za-z])|[|:]")
+_BRACES = re.compile(
+    r"(?:(?:[A-Za-z]+|\\text\{[^{}]*\})\s*(?:\\in(?![A-Za-z])|=)\s*)?\\(?:left\s*\\)?\{(.*)\\\}", re.DOTALL
+)
+_NO_LIST = re.compile(
+    r"\\mid(?![A-Za-z])|[|:]|\s*(?:\\(?:emptyset|varnothing)|∅)\s*$"
+)  # a set by a condition, or of the empty one
 
 
 def split_answers(text: str) -> list[str]:
@@ -36,10 +40,24 @@ def split_answers(text: str) -> list[str]:
         parts = _split(wrapped[1])
         return [rf"\text{{{part}}}" for part in parts] if len(parts) > 1 else [text]
     braces = _BRACES.fullmatch(re.sub(r"\\(?:left|right)(?=\\[{}])", "", text))
-    if braces and not _SET_BUILDER.search(braces[1]) and _is_balanced(braces[1]) and braces[1].strip():
+    if braces and not _NO_LIST.search(braces[1]) and _is_balanced(braces[1]) and braces[1].strip():
         text = braces[1]
     parts = [sign for part in _split(text) for sign in _both_signs(part)]
     return parts if 1 <= len(parts) <= MAX_ANSWERS else [text]
+
+
+def split_at(pattern: re.Pattern[str], text: str) -> list[str]:
+    """The parts of a text between matches of the pattern that stand in no brackets."""
+    parts, depth, start = [], 0, 0
+    separators = {match.start(): match.end() for match in pattern.finditer(text)}
+    brackets = {match.start(): match for match in _TOKEN.finditer(text)}
+    for position in sorted(separators.keys() | brackets.keys()):
+        if position in separators and depth == 0:
+            parts.append(text[start:position])
+            start = separators[position]
+        elif position in brackets and position >= start:
+            depth = max(depth + bool(brackets[position]["open"]) - bool(brackets[position]["close"]), 0)
+    return [*parts, text[start:]]
 
 
 def _split(text: str) -> list[str]:
@@ -83,7 +101,7 @@ def match_lists(given: list[str], wanted: list[str], equal: Callable[[str, str],
     Lists of one length pair up. Several spellings of a single answer are right if all are: `1/2 or 0.5`.
     """
     if len(wanted) == 1:
-        return _all(equal(answer, wanted[0]) for answer in given)
+        return all_of(equal(answer, wanted[0]) for answer in given)
     if len(given) != len(wanted):
         return False
     left, undecided = list(wanted), False
@@ -98,7 +116,8 @@ def match_lists(given: list[str], wanted: list[str], equal: Callable[[str, str],
     return None if undecided else True
 
 
-def _all(verdicts: Iterable[bool | None]) -> bool | None:
+def all_of(verdicts: Iterable[bool | None]) -> bool | None:
+    """False where any is, else None where any is undecided."""
     undecided = False
     for verdict in verdicts:
         if verdict is False:

@@ -8,26 +8,50 @@ processes that it can kill. Text of a model is parsed, never evaluated.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from fractions import Fraction
 from functools import cache
 from typing import Any
 
-from megarl.rewards.lists import match_lists, split_answers
-from megarl.rewards.normalise import MAX_CHARACTERS, normalise, unit_of
+from megarl.rewards.lists import all_of, match_lists, split_answers
+from megarl.rewards.normalise import MAX_CHARACTERS, normalise, spell, unit_of
+from megarl.rewards.relations import (
+    APPROXIMATELY,
+    as_intervals,
+    as_point,
+    is_name,
+    named_parts,
+    names_quantity,
+    split_sides,
+)
 
 MAX_DIGITS = 100
 
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
-_RATIONAL = re.compile(
-    rf"(?P<sign>-?)(?:(?P<number>{_NUMBER})"
-    r"|(?:(?P<whole>[0-9]+)(?: |(?=\\)))?"
-    r"(?:(?P<a>[0-9]+)/(?P<b>[0-9]+)|\\frac\{(?P<minus>-?)(?P<n>[0-9]+)\}\{(?P<d>[0-9]+)\}))"
+_REPEATING = (
+    r"(?P<before>[0-9]*)\.(?P<once>[0-9]*)"
+    r"(?P<period>\\(?:overline|bar)\{?[0-9]+\}?|\\dot\{?[0-9]\}?(?:[0-9]*\\dot\{?[0-9]\}?)?)"
 )
+_RATIONAL = re.compile(
+    rf"(?P<sign>-?)(?:(?P<number>{_NUMBER})|{_REPEATING}"
+    r"|(?:(?P<whole>[0-9]+)(?: |(?=\\)))?"
+    r"(?:(?P<a>[0-9]+)\.?/(?P<b>[0-9]+)|\\frac\{(?P<minus>-?)(?P<n>[0-9]+)\}\{(?P<d>[0-9]+)\}))"
+)
+_DECIMAL = re.compile(r"(-?[0-9]*\.?([0-9]*))(?:(?:\\times|\\cdot) ?10\^\{?(-?[0-9]{1,3})\}?)?")
 _WORD = re.compile(r"\(?([A-Za-z][A-Za-z '-]*)\)?")
 _TEXT_ONLY = re.compile(r"\s*\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox)\s*\{[^{}]*\}[\s.]*")
+_CHOICE = re.compile(
+    r"\\text\{(?:\((?P<a>[A-J])\)|(?P<b>[A-J])[).:])\}(?P<behind>.+)"
+    r"|(?:\((?P<c>[A-J])\)|(?P<d>[A-J])[).])(?P<plain>(?:[0-9$]|\\(?:frac|sqrt|text|pi)).*)"
+)
+_LETTER = re.compile(r"\(?([A-J])\)?")
+_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
+_FUNCTION = re.compile(rf"{_TRIGONOMETRIC.pattern}|\\det|\(")
+_DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\^\\circ")
 _IN_BASE = re.compile(r"([0-9][0-9A-F]*)_(?:([0-9])|\{([0-9]+)\})")
-_INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|lt|gt|ne)(?:q|qslant)?(?![A-Za-z])|\\cup(?![A-Za-z])")
-_NAMED = re.compile(r"[A-Za-z]=(.+)")
+_INEQUALITY = re.compile(r"[<>≤≥≠∪]|\\(?:le|ge|lt|gt|ne)(?:q|qslant)?(?![A-Za-z])|\\cup(?![A-Za-z])|\\in(?![A-Za-z])|∈")
+
+Value = Callable[[str, str], bool | None]  # normalised answer and reference -> equal; None: undecided
 
 
 def fast_verdict(answer: str, reference: str) -> bool | None:
@@ -41,36 +65,146 @@ def fast_verdict(answer: str, reference: str) -> bool | None:
         return True
     if max(len(answer), len(reference)) > MAX_CHARACTERS:
         return None
+    return _compare(answer, reference, lambda *_: None)
+
+
+def _compare(answer: str, reference: str, value: Value) -> bool | None:
+    """By what stands on both sides: intervals, points, or lists, whose parts `_single` compares."""
+
+    def equal(left: str, right: str) -> bool | None:
+        return _single(left, right, value)
+
+    if _INEQUALITY.search(answer) or _INEQUALITY.search(reference):
+        given_set, wanted_set = as_intervals(answer), as_intervals(reference)
+        if given_set and wanted_set:
+            if given_set[0] and wanted_set[0] and given_set[0] != wanted_set[0]:
+                return False
+            if len(given_set[1]) != len(wanted_set[1]):
+                return False
+            return match_lists(given_set[1], wanted_set[1], lambda a, b: _same_interval(a, b, equal))
     given, wanted = split_answers(answer), split_answers(reference)
     if len(given) == len(wanted) == 1:
-        return _fast_single(given[0], wanted[0])
-    verdict = match_lists(given, wanted, _fast_single)
-    return None if verdict is False and _may_be_one(answer, reference, given, wanted) else verdict
+        return equal(given[0], wanted[0])
+    if (named_parts(given) and len(wanted) == 1) or (named_parts(wanted) and not named_parts(given)):
+        ordered = as_point(answer) or given, as_point(reference) or wanted
+        return len(ordered[0]) == len(ordered[1]) and all_of(map(equal, *ordered))
+    verdict = match_lists(given, wanted, equal)
+    if verdict is False and len(given) != len(wanted) and _INEQUALITY.search(answer + reference):
+        return value(answer, reference)  # two inequalities may be one interval
+    return verdict
 
 
-def _may_be_one(answer: str, reference: str, given: list[str], wanted: list[str]) -> bool:
-    """Whether unequal numbers of parts say nothing: two inequalities are one interval."""
-    return len(given) != len(wanted) and bool(_INEQUALITY.search(answer) or _INEQUALITY.search(reference))
+def _same_interval(answer: str, reference: str, equal: Value) -> bool | None:
+    if (answer[0], answer[-1]) != (reference[0], reference[-1]):
+        return False
+    return all_of(map(equal, split_answers(answer[1:-1]), split_answers(reference[1:-1])))
 
 
-def _fast_single(answer: str, reference: str) -> bool | None:
+def _single(answer: str, reference: str, value: Value) -> bool | None:
+    """One answer each: an equation, a choice's letter and what it chooses, or a value."""
     if answer.strip() == reference.strip():
         return True
-    answer_unit, reference_unit = unit_of(answer), unit_of(reference)
+    given, wanted = split_sides(answer), split_sides(reference)
+    if len(given) > 1 or len(wanted) > 1:
+        return _same_equations(given, wanted, value, bool(APPROXIMATELY.search(answer + reference)))
+    given_choice, wanted_choice = _choice(answer), _choice(reference)
+    if given_choice and wanted_choice:
+        return given_choice[0] == wanted_choice[0] and _plain(given_choice[1], wanted_choice[1], value)
+    if given_choice:
+        letter = _LETTER.fullmatch(spell(reference))
+        return letter[1] == given_choice[0] if letter else _plain(given_choice[1], reference, value)
+    if wanted_choice:
+        letter = _LETTER.fullmatch(spell(answer))
+        return letter[1] == wanted_choice[0] if letter else _plain(answer, wanted_choice[1], value)
+    return _plain(answer, reference, value)
+
+
+def _choice(text: str) -> tuple[str, str] | None:
+    r"""Letter and content of `\textbf{(B) } 5`, `(B) 5` or `B. 5`."""
+    choice = _CHOICE.fullmatch(spell(text))
+    if choice is None:
+        return None
+    letter = choice["a"] or choice["b"] or choice["c"] or choice["d"]
+    return letter, choice["behind"] or choice["plain"]
+
+
+def _same_equations(given: list[str], wanted: list[str], value: Value, is_rounded: bool) -> bool | None:
+    """Chains of sides. A value is right where every other side names it or equals it; an equation is where it names
+    the same with the same value, has the same sides, or differs by a factor."""
+
+    def equal(left: str, right: str) -> bool | None:
+        return _plain(left, right, value)
+
+    if len(wanted) == 1:
+        sides = [side for side in given if not names_quantity(side, wanted[0])]
+        return _all_equal([(side, wanted[0]) for side in sides], value, is_rounded)
+    if len(given) == 1:
+        if all(map(is_name, wanted)):
+            return False
+        sides = [side for side in wanted if not (is_name(side) and names_quantity(side, given[0]))]
+        return _all_equal([(given[0], side) for side in sides], value, is_rounded)
+    (names, values), (wanted_names, wanted_values) = _definition(given), _definition(wanted)
+    if names & wanted_names and values and wanted_values:
+        return all_of(equal(side, wanted_values[-1]) for side in values)
+    if names and wanted_names and values and wanted_values and any("(" in name for name in names | wanted_names):
+        return False
+    if len(given) != 2 or len(wanted) != 2:
+        return False
+    pairings = [all_of(map(equal, given, sides)) for sides in (wanted, wanted[::-1])]
+    if True in pairings:
+        return True
+    return value("=".join(map(normalise, given)), "=".join(map(normalise, wanted)))
+
+
+def _definition(sides: list[str]) -> tuple[set[str], list[str]]:
+    """The names among the sides of a chain, in one spelling, and its other sides."""
+    return {spell(side) for side in sides if is_name(side)}, [side for side in sides if not is_name(side)]
+
+
+def _all_equal(pairs: list[tuple[str, str]], value: Value, is_rounded: bool) -> bool | None:
+    """Whether all are equal; with `is_rounded` all but one may be so to the digits that they give."""
+    verdicts = [_plain(answer, reference, value) for answer, reference in pairs]
+    if all(verdict is False for verdict in verdicts):
+        return False
+    if is_rounded:
+        verdicts = [
+            _rounds(*pair, value) if verdict is False else verdict
+            for pair, verdict in zip(pairs, verdicts, strict=True)
+        ]
+    return all_of(verdicts)
+
+
+def _rounds(answer: str, reference: str, value: Value) -> bool | None:
+    """Whether one of two unequal values is a decimal that rounds the other."""
+    answer, reference = normalise(answer), normalise(reference)
+    verdicts = [
+        value(exact, rf"\approx {decimal}")
+        for exact, decimal in ((answer, reference), (reference, answer))
+        if _DECIMAL.fullmatch(decimal)
+    ]
+    return True if True in verdicts else None if None in verdicts else False
+
+
+def _plain(answer: str, reference: str, value: Value) -> bool | None:
+    """Two values, neither of them a list, a relation or a choice."""
+    if answer.strip() == reference.strip():
+        return True
+    answer_unit, reference_unit = unit_of(answer, unit_of(reference)), unit_of(reference, unit_of(answer))
     if answer_unit and reference_unit and answer_unit != reference_unit:
         return False
     answer_is_text, reference_is_text = _TEXT_ONLY.fullmatch(answer), _TEXT_ONLY.fullmatch(reference)
-    answer, reference = normalise(answer), normalise(reference)
+    answer, reference = normalise(answer, reference_unit), normalise(reference, answer_unit)
     if answer == reference:
         return True
+    if (answer_unit and reference.endswith("%")) or (reference_unit and answer.endswith("%")):
+        return False
     given, wanted = _WORD.fullmatch(answer), _WORD.fullmatch(reference)
-    if wanted and (reference_is_text or (given and answer_is_text)):
-        return given is not None and given[1].casefold() == wanted[1].casefold()
-    given, wanted = _NAMED.fullmatch(answer), _NAMED.fullmatch(reference)
-    if given and not wanted and "=" not in reference:
-        answer = given[1]
-    elif wanted and not given and "=" not in answer:
-        reference = wanted[1]
+    if wanted and (reference_is_text or _is_word(wanted[1])):
+        return given is not None and _same_word(given[1], wanted[1], bool(reference_is_text or answer_is_text))
+    if given and wanted and (answer_is_text or _is_word(given[1])):
+        return _same_word(given[1], wanted[1], bool(answer_is_text))
+    if is_name(answer) and is_name(reference) and not _FUNCTION.match(answer):
+        return False
     given, wanted = _IN_BASE.fullmatch(answer), _IN_BASE.fullmatch(reference)
     if given or wanted:
         if given and wanted:
@@ -80,11 +214,21 @@ def _fast_single(answer: str, reference: str) -> bool | None:
         return _same_ratio(answer.split(":"), reference.split(":"))
     given_value, wanted_value = _rational(answer.removesuffix("%")), _rational(reference.removesuffix("%"))
     if given_value is None or wanted_value is None:
-        return None
+        return value(answer, reference)
     if answer.endswith("%") != reference.endswith("%"):
         percent, number = (given_value, wanted_value) if answer.endswith("%") else (wanted_value, given_value)
         return number in (percent, percent / 100)
     return given_value == wanted_value
+
+
+def _is_word(text: str) -> bool:
+    """Whether letters without any mark are a word or a figure's name. Two small letters are a product."""
+    return len(text) > 2 or (len(text) == 2 and not text.islower())
+
+
+def _same_word(answer: str, reference: str, is_text: bool) -> bool:
+    answer, reference = answer.replace(" ", ""), reference.replace(" ", "")
+    return answer == reference or ((is_text or len(answer) > 3) and answer.casefold() == reference.casefold())
 
 
 def _same_ratio(given: list[str], wanted: list[str]) -> bool:
@@ -102,6 +246,10 @@ def _rational(text: str) -> Fraction | None:
         return None
     if match["number"]:
         value = Fraction(match["number"].rstrip("."))
+    elif match["period"]:
+        once, period = match["once"], re.sub("[^0-9]", "", match["period"])
+        value = Fraction(f"{match['before'] or 0}.{once or 0}")
+        value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(once))
     else:
         denominator = int(match["b"] or match["d"])
         if denominator == 0 or (match["minus"] and match["whole"]):
@@ -117,21 +265,19 @@ def math_verify_verdict(answer: str, reference: str) -> bool:
 
     Its own alarm-based timeouts are off: they need the main thread, and don't interrupt C code.
     """
-    given, wanted = split_answers(answer), split_answers(reference)
-    if len(given) == len(wanted) == 1:
-        return _equal(given[0], wanted[0])
-    if match_lists(given, wanted, _equal):
-        return True
-    return _may_be_one(answer, reference, given, wanted) and _equal(answer, reference)
+    return bool(_compare(answer, reference, _by_algebra))
 
 
-def _equal(answer: str, reference: str) -> bool:
-    fast = _fast_single(answer, reference)
-    if fast is not None:
-        return fast
+def _by_algebra(answer: str, reference: str) -> bool:
+    r"""Equality of normalised answers or of two equations; behind \approx the reference is a decimal that may round."""
     from math_verify import verify
 
-    wanted, given = _parse(normalise(reference)), _parse(normalise(answer))
+    if reference.startswith(r"\approx"):
+        return _is_rounded_by(answer, reference.removeprefix(r"\approx "))
+    given_sides, wanted_sides = split_sides(answer), split_sides(reference)
+    if len(given_sides) == len(wanted_sides) == 2:
+        return _same_up_to_a_factor(given_sides, wanted_sides)
+    wanted, given = _parse(reference), _parse(answer)
     for gold in wanted:
         for target in given:
             try:
@@ -142,6 +288,35 @@ def _equal(answer: str, reference: str) -> bool:
             except Exception:  # sympy raises anything on expressions that it can't compare: these don't match
                 continue
     return False
+
+
+def _is_rounded_by(answer: str, decimal: str) -> bool:
+    """Whether the decimal is the answer to half a unit of its last digit."""
+    match = _DECIMAL.fullmatch(decimal)
+    meanings = _parse(answer)
+    if match is None or not meanings:
+        return False
+    unit = Fraction(10) ** (int(match[3] or 0) - len(match[2]))
+    try:
+        number = Fraction(str(meanings[0].evalf(30)))
+        rounded = Fraction(match[1]) * Fraction(10) ** int(match[3] or 0)
+    except (AttributeError, ValueError):
+        return False
+    return abs(number - rounded) <= unit / 2
+
+
+def _same_up_to_a_factor(given: list[str], wanted: list[str]) -> bool:
+    """Whether two equations, both brought to the form numerator = 0, differ by a number as factor only."""
+    from sympy import fraction, simplify, together
+
+    try:
+        (a, b), (c, d) = ([_parse(side)[0] for side in sides] for sides in (given, wanted))
+        ratio = simplify(fraction(together(a - b))[0] / fraction(together(c - d))[0])
+        return bool(ratio.is_number and ratio.is_finite and ratio.is_nonzero)
+    except MemoryError:
+        raise
+    except Exception:  # what can't be read, subtracted or divided is no equal equation
+        return False
 
 
 @cache
@@ -159,6 +334,8 @@ def _parse(answer: str) -> list[Any]:
     """What the answer can mean: a sympy object, or text, or both; empty if math-verify can't read it."""
     from math_verify import parse
 
+    if _TRIGONOMETRIC.search(answer):
+        answer = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", answer)
     try:
         meanings = parse(f"\\boxed{{{answer}}}", _extraction(), parsing_timeout=None, raise_on_error=True)
         return [_with_imaginary_unit(meaning) for meaning in meanings]

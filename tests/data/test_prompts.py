@@ -49,6 +49,13 @@ def test_whole_numbers_are_answers_without_a_decimal_point(tmp_path):
     assert [(p.text, p.answer) for p in problems] == [("1+2=", "3"), ("7", "-12")]
 
 
+def test_numbers_are_answers_with_the_digits_that_were_written(tmp_path):
+    numbers = {"1e23": "1" + "0" * 23, "2.5e-7": "0.00000025", "0.10": "0.1", "100": "100", "1e2": "100"}
+    numbers |= {"9" * 4000: "9" * 4000, '"1e999"': "1e999", '"NaN"': "NaN", '"\\ud835\\udc65"': "\U0001d465"}
+    path = write(tmp_path / "rows.jsonl", *(f'{{"question": "q", "answer": {number}}}' for number in numbers))
+    assert [p.answer for p in load_problems(DataConfig(train=path), "train")] == list(numbers.values())
+
+
 def test_columns_and_the_part_of_the_answer_that_counts_are_configurable(tmp_path):
     path = write(tmp_path / "rows.jsonl", {"problem": "2+2?", "solution": "2 and 2 is\n#### 4 "})
     data = DataConfig(train=path, prompt_key="problem", answer_key="solution", answer_pattern="#### (.*)")
@@ -82,6 +89,14 @@ def test_limits_and_splits_choose_their_own_file(tmp_path):
         ({"question": "1+2=", "answer": ["3"]}, "not text: ['3']"),
         ({"question": "1+2=", "answer": True}, "not text: True"),
         ({"question": "1+2=", "answer": float("nan")}, "not text: nan"),
+        ('{"question": "1+2=", "answer": 1e999}', "column 'answer' (data.answer_key) is empty or not text: inf"),
+        ('{"question": "1+2=", "answer": -Infinity}', "column 'answer' (data.answer_key) is empty or not text: -inf"),
+        ('{"question": "1+2=", "answer": "\\ud800"}', "has half a character, an escape of \\ud800 to \\udfff alone"),
+        ('{"question": "1+2=", "answer": "3", "\\udfff": 1}', "has half a character"),
+        ('{"question": "1+2=", "answer": ' + "9" * 5000 + "}", "has an integer of more than 4300 digits; write it as"),
+        ('{"question": "1+2=", "answer": ' + "[" * 100_000 + "]" * 100_000 + "}", "is nested too deeply"),
+        ('{"question": "1+2=", "answer": ' + "[" * 600 + "]" * 600 + "}", "not text: [[[[[[[...]]]]]]]"),
+        ({"question": "1+2=", "answer": ["3"] * 1000}, "not text: ['3', '3', '3', '3', '3', '3', ...]"),
     ],
 )
 def test_a_bad_row_is_refused_by_file_and_line(tmp_path, row, words):

@@ -1,4 +1,7 @@
+import codecs
+import gzip
 import json
+from decimal import Decimal
 
 import pyarrow
 import pyarrow.parquet
@@ -43,8 +46,58 @@ def test_rows_come_one_at_a_time_with_how_far_they_are(tmp_path):
 def test_what_is_no_parquet_file_is_refused(tmp_path):
     path = tmp_path / "rows.parquet"
     assert refusal(Rows("SOURCE", str(path))) == f"SOURCE={path} does not exist; expected a .parquet file"
+    assert refusal(Rows("SOURCE", "gone.jsonl.gz")).startswith("SOURCE=gone.jsonl.gz does not exist; expected a .jsonl")
     path.write_text("not one")
     assert refusal(Rows("SOURCE", str(path))).startswith(f"{path} is not a readable Parquet file")
+
+
+def test_a_parquet_file_that_breaks_off_or_is_not_text_is_refused(tmp_path):
+    path = tmp_path / "rows.parquet"
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path, compression="none")
+    content = bytearray(path.read_bytes())
+    content[4:2000] = b"\xff" * 1996
+    path.write_bytes(content)
+    assert refusal(Rows("SOURCE", str(path))).startswith(f"{path} is not a readable Parquet file: ")
+    text = pyarrow.Array.from_buffers(
+        pyarrow.string(), 1, [None, pyarrow.array([0, 2], pyarrow.int32()).buffers()[1], pyarrow.py_buffer(b"\xff\xfe")]
+    )
+    pyarrow.parquet.write_table(pyarrow.table({"question": text}), path)
+    assert "is not a readable Parquet file: 'utf-8' codec can't decode" in refusal(Rows("SOURCE", str(path)))
+
+
+def test_only_texts_and_numbers_of_a_parquet_file_are_answers(tmp_path):
+    path = tmp_path / "rows.parquet"
+
+    def problems(answer):
+        pyarrow.parquet.write_table(pyarrow.table({"question": ["q"], "answer": [answer]}), path)
+        return load_problems(DataConfig(train=str(path)), "train")
+
+    assert problems(Decimal("2.50"))[0].answer == "2.5"
+    for answer, shown in ((b"3", "b'3'"), (float("inf"), "inf"), ({"a": "3"}, "{'a': '3'}")):
+        with pytest.raises(UserError) as caught:
+            problems(answer)
+        assert str(caught.value) == f"{path}:1: column 'answer' (data.answer_key) is empty or not text: {shown}"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_row(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(codecs.BOM_UTF8 + b'{"a": 1}\n{"a": 2}\n')
+    assert [row for _, row in Rows("data.train", str(path))] == [{"a": 1}, {"a": 2}]
+
+
+def test_what_is_no_jsonl_file_is_refused_with_what_it_is(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.mkdir()
+    assert refusal(Rows("data.train", str(path))) == (
+        f"data.train={path} is not a file; expected a .jsonl file, a hub data set, or arithmetic"
+    )
+    for name in ("packed.jsonl", "packed.jsonl.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(b'{"a": 1}\n'))
+        assert refusal(Rows("SOURCE", f"{tmp_path}/{name}")).endswith(f"{name} is compressed; unpack it with gunzip")
+    (tmp_path / "utf16.jsonl").write_text('{"a": 1}\n', encoding="utf-16")
+    assert refusal(Rows("SOURCE", f"{tmp_path}/utf16.jsonl")).endswith(
+        "utf16.jsonl:1 is not UTF-8 text; save the file as UTF-8"
+    )
 
 
 @pytest.mark.parametrize("streaming", [True, False])

@@ -130,7 +130,7 @@ def test_leniently_an_answer_without_a_box_is_the_last_expression(text, answer):
         (r"90^\circ", "°"),
         ("90 degrees", "°"),
         ("5", ""),
-        (r"5\text{ apples}", ""),
+        (r"5\text{ apples}", "_appl"),
         (r"5\text{ units}", ""),
         ("x", ""),
     ],

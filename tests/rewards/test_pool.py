@@ -13,7 +13,7 @@ from megarl.types import RewardStatus, UserError
 
 EQUIVALENT = [(rf"{n}\sqrt{{3}}", rf"\sqrt{{{3 * n * n}}}") for n in range(2, 8)]
 DIFFERENT = [(rf"{n}\sqrt{{3}}", rf"\sqrt{{{3 * n * n + 1}}}") for n in range(2, 8)]
-ENDLESS = (r"\sin x + \cos 2x + \tan 3x = 1", r"\sin 2x = \cos x + 1")  # passes the guards, then solves for minutes
+ENDLESS = (r"(\sqrt{2}+\sqrt{3}+\sqrt{5}+\sqrt{7}+x)^{60}", "x+1")  # passes the guards, then expands for minutes
 
 
 def items(pairs):

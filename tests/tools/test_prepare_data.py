@@ -3,8 +3,10 @@
 import hashlib
 import importlib.util
 import json
+import resource
 import subprocess
 import sys
+import time
 import tracemalloc
 from pathlib import Path
 
@@ -59,12 +61,15 @@ def rows_of(path):
 
 
 def refusal(capsys, folder, *arguments, **options):
-    before = sorted(folder.iterdir())
+    def files():
+        return {path: path.read_bytes() if path.is_file() else None for path in folder.rglob("*")}
+
+    before = files()
     with pytest.raises(SystemExit) as caught:
         run(folder, *arguments, **options)
     (line,) = capsys.readouterr().err.splitlines()
     assert caught.value.code == 2 and line.startswith("prepare_data: error: ")
-    assert sorted(folder.iterdir()) == before, "something was left behind"
+    assert files() == before, "something was left behind or lost"
     return line.removeprefix("prepare_data: error: ")
 
 
@@ -196,15 +201,81 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(folder, capsys):
     write(folder / "taken.jsonl", [])
     assert "empty.jsonl: of 0 rows none is left to train on (no rows)" in refusal(capsys, folder, source="empty.jsonl")
     assert "of 3 rows none is left to train on (3 unusable)" in refusal(capsys, folder, source="proofs.jsonl")
-    assert "taken.jsonl exists; remove it or name another" in refusal(capsys, folder, out="taken.jsonl")
+    assert "taken.jsonl exists; name another --out" in refusal(capsys, folder, out="taken.jsonl")
     assert "gone.jsonl does not exist" in refusal(capsys, folder, source="gone.jsonl")
     assert "should end in .jsonl" in refusal(capsys, folder, out="out.csv")
     assert "--preset gsm8k knows the columns" in refusal(capsys, folder, "--problem-column", "x")
     assert "--tokenizer is required" in refusal(capsys, folder, "--max-prompt-tokens", 10)
     assert "needs one group" in refusal(capsys, folder, "--answer-rule", "####", preset="generic")
     assert "gone.jsonl does not exist" in refusal(capsys, folder, "--decontaminate", f"math500={folder}/gone.jsonl")
+    twice = (f"a={folder}/test.jsonl", f"a={folder}/taken.jsonl")
+    assert "--decontaminate: a is given twice" in refusal(capsys, folder, "--decontaminate", *twice)
+    assert "--decontaminate: expected a data set" in refusal(capsys, folder, "--decontaminate", "")
     unknown = f"own={folder}/test.jsonl"
     assert "test.jsonl:1 has no column 'question'" in refusal(capsys, folder, "--decontaminate", unknown)
+
+
+FRACTION, WHOLE = "should be a number from 0 to below 1", "should be a whole number of at least 1"
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [("--eval-fraction", value, FRACTION) for value in ("nan", "-0.1", "1", "inf", "a third")]
+    + [("--limit", value, WHOLE) for value in ("0", "-3", "1.5", "all")]
+    + [("--ngram", "0", WHOLE), ("--max-prompt-tokens", "0", WHOLE)],
+)
+def test_a_number_out_of_range_is_one_line_with_what_is_allowed(folder, capsys, option, value, allowed):
+    assert refusal(capsys, folder, option, value).startswith(f"argument {option}")
+    assert refusal(capsys, folder, f"{option}={value}") == f"argument {option}: {value!r} {allowed}"
+
+
+def test_rows_behind_the_limit_are_not_read(folder):
+    write(folder / "train.jsonl", [*ROWS[:2], "{torn"])
+    assert run(folder, "--limit", 2)["counts"]["read"] == 2
+
+
+def test_what_fails_at_the_very_end_leaves_nothing_behind(folder, capsys, monkeypatch):
+    from megarl.data import prepare
+
+    replace, seen = Path.replace, []
+
+    def failing(path, target):  # of the operating system: the last file can't be renamed
+        seen.append(target.name)
+        if len(seen) == 4:
+            raise OSError(5, "Input/output error")
+        return replace(path, target)
+
+    monkeypatch.setattr(prepare.Path, "replace", failing)
+    message = refusal(capsys, folder, "--eval-fraction", "0.3", out="new/folder/out.jsonl")
+    assert seen == ["out.jsonl", "out.eval.jsonl", "out.dropped.jsonl", "out.manifest.json"]
+    assert "out.manifest.json can't be written: Input/output error" in message
+
+
+def test_a_full_disk_leaves_nothing_behind_and_an_earlier_result_alone(folder, capsys):
+    run(folder, out="earlier.jsonl")
+    capsys.readouterr()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, unlimited[1]))
+    try:
+        message = refusal(capsys, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    assert "out.jsonl can't be written: File too large; see to it, or name another --out" in message
+
+
+def test_a_terminated_command_leaves_nothing_behind(folder):
+    with (folder / "long.jsonl").open("w") as source:
+        source.writelines(f'{{"question": "{i} and one", "answer": "#### {i + 1}"}}\n' for i in range(500_000))
+    command = [sys.executable, TOOL, folder / "long.jsonl", "--preset", "gsm8k", "--out", folder / "new/out.jsonl"]
+    before = sorted(folder.rglob("*"))
+    process = subprocess.Popen([str(part) for part in command], stderr=subprocess.PIPE, text=True)
+    while not list(folder.glob("new/*.partial")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.terminate()
+    _, said = process.communicate(timeout=60)
+    assert said == "prepare_data: interrupted; nothing was written\n"
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_a_preset_that_cannot_be_fetched_is_refused_by_its_hub_name(monkeypatch, tmp_path, capsys):

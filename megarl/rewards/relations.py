@@ -1,0 +1,152 @@
+r"""What a relation answers: `m+n = 5` the value 5, `x \ge 2` the interval [2, oo), `x = 2, y = 3` the point (2, 3)."""
+
+from __future__ import annotations
+
+import re
+
+from megarl.rewards.lists import split_answers, split_at
+from megarl.rewards.normalise import spell
+
+APPROXIMATELY = re.compile(r"\\(?:approx|simeq|doteq)(?![A-Za-z])|≈|≃")
+_EQUALS = re.compile(rf"(?<![<>!:=])=(?!=)|{APPROXIMATELY.pattern}")
+
+_GREEK = (
+    r"\\(?:var)?(?:alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|rho|sigma|tau|phi|chi|psi|omega"
+    r"|Gamma|Delta|Theta|Lambda|Xi|Sigma|Phi|Psi|Omega|ell)(?![A-Za-z])"
+)
+_ATOM = r"-?(?:[0-9][0-9./]*|[A-Za-z]|\\[a-z]+|\\frac\{[^{}]*\}\{[^{}]*\}|[a-z]\([0-9A-Za-z]+\))"
+_MARKS = (
+    r"(?:'+|\^\\prime|\^\{(?:\\prime)+\}|\^\{-1\}(?=\())?(?:_(?:\{(?:[^{}]|\{[^{}]*\})*\}|\\?[A-Za-z]+|[0-9]))?"
+    rf"(?:\({_ATOM}(?:,{_ATOM})*\)|(?<=[A-Z])\([^()]*\))?"
+)
+_LETTER = re.compile(rf"(?P<letter>{_GREEK}|\\text\{{[^{{}}]*\}}|[A-Z]+|[a-z])(?P<marks>{_MARKS})")
+_OF_A_FIGURE = re.compile(  # not of an unknown: that is an equation to solve
+    rf"\\(?:angle|measuredangle|triangle|sin|cos|tan|cot|sec|csc|det) ?(?:[A-Z]+|{_GREEK})|m\\angle ?[A-Z]+"
+    r"|[|\[][A-Z]{2,}[|\]]|\|?\\(?:overline|vec|overrightarrow|hat)\{[A-Za-z]+\}\|?"
+    r"|\\text\{[^{}]*\}[A-Z]+|[A-Za-z]{4,}|[A-Za-z]+(?: [A-Za-z]+)+"
+)
+_COMMAND = re.compile(rf"(?!{_GREEK}|\\text\{{)\\(?:(?:begin|end)\{{[a-z]+\}}|[A-Za-z]+ ?)")
+_CONSTANTS = {"e", "i"}
+
+
+def split_sides(text: str) -> list[str]:
+    r"""The sides of a chain of equations, also of approximate ones; a text that is none is one side."""
+    return [side.strip() for side in split_at(_EQUALS, text) if side.strip(" $")]
+
+
+def is_name(side: str) -> bool:
+    r"""Whether this names one quantity: x, x_1, f(2), AB, \angle A, \sin A, \text{area}, (x,y)."""
+    side = spell(side)
+    if side.startswith("(") and side.endswith(")") and "," in side:
+        names = side[1:-1].split(",")
+        return all(map(is_name, names)) and names == sorted(names, key=_order)
+    letter = _LETTER.fullmatch(side)
+    if letter:
+        return letter["letter"] not in _CONSTANTS and letter["letter"] not in letter["marks"]
+    return bool(_OF_A_FIGURE.fullmatch(side))
+
+
+def _order(name: str) -> tuple[bool, str]:
+    """The alphabet, then Greek letters as they stand: (r, \\theta)."""
+    return (True, "") if name.startswith("\\") else (False, name)
+
+
+def names_quantity(side: str, value: str) -> bool:
+    r"""Whether a side of an equation only names what has the value: it is a name, or like m+n, xy and AB/CD made of
+    several names and no numbers, and doesn't occur in the value. `2x` and `x^2` don't: their equations are unsolved."""
+    if spell(side).casefold() == spell(value).casefold():
+        return False
+    names, rest = ({spell(side)}, "") if is_name(side) else _names(side)
+    if names & _names(value)[0]:
+        return False
+    return is_name(side) or (len(names) > 1 and not re.search(r"[0-9<>,]", rest))
+
+
+def _names(text: str) -> tuple[set[str], str]:
+    """The names of which an expression is made, and what remains of it."""
+    text = _COMMAND.sub(" ", spell(text))
+    return {name[0] for name in _LETTER.finditer(text)} - _CONSTANTS, _LETTER.sub("", text)
+
+
+_VARIABLE = rf"(?:[A-Za-z]|{_GREEK})(?:_(?:[0-9A-Za-z]|\{{[^{{}}]*\}}))?"
+_ORDER = re.compile(r"(<|>|\\(?:le|ge|ne)(?![A-Za-z])) ?")
+_OR = re.compile(r"\\cup(?![A-Za-z]) ?|\\lor(?![A-Za-z]) ?|(?:\\text\{ ?)?(?<![A-Za-z])or(?![A-Za-z]) ?\}? ?")
+_AND = re.compile(r"\\land(?![A-Za-z]) ?|\\wedge(?![A-Za-z]) ?|(?:\\text\{ ?)?(?<![A-Za-z])and(?![A-Za-z]) ?\}? ?")
+_SET_BUILDER = re.compile(rf"\\\{{({_VARIABLE})(?:\\in ?\\(?:mathbb|text) ?\{{?R\}}?)?(?:\\mid ?|[|:])(.*)\\\}}")
+_MEMBER = re.compile(rf"({_VARIABLE})\\in(?![A-Za-z]) ?")
+_INTERVAL = re.compile(r"[(\[].*[)\]]")
+_TUPLE = re.compile(r"\(.*\)")
+_REALS = re.compile(r"\\(?:mathbb|text) ?\{?R\}?")
+
+
+def as_intervals(text: str) -> tuple[str, list[str]] | None:
+    r"""The variable ("" if none is named) and the intervals of an inequality, an interval or a union of these.
+
+    `x < 1 or x \ge 2` is x and (-\infty,1), [2,\infty). None for anything else.
+    """
+    text = spell(text)
+    builder = _SET_BUILDER.fullmatch(text)
+    variables = {builder[1]} if builder else set()
+    intervals = []
+    for part in split_at(_OR, builder[2] if builder else text):
+        part = part.strip()
+        if member := _MEMBER.match(part):
+            variables.add(member[1])
+            part = part[member.end() :]
+        if _REALS.fullmatch(part):
+            intervals.append(r"(-\infty,\infty)")
+        elif _INTERVAL.fullmatch(part) and len(split_answers(part[1:-1])) == 2:
+            intervals.append(part)
+        else:
+            found = _bounded([_ORDER.split(condition.strip()) for condition in split_at(_AND, part)])
+            if found is None:
+                return None
+            variables.add(found[0])
+            intervals += found[1]
+    return (variables.pop() if variables else "", intervals) if len(variables) < 2 else None
+
+
+def _bounded(conditions: list[list[str]]) -> tuple[str, list[str]] | None:
+    """The variable that these conditions, sides and signs in turn, bound, and the intervals that they leave it."""
+    variable, below, above = "", [], []
+    for sides in conditions:
+        if len(sides) not in (3, 5):
+            return None
+        place = 2 if len(sides) == 5 or re.fullmatch(_VARIABLE, sides[2]) else 0
+        if not re.fullmatch(_VARIABLE, sides[place]) or variable not in ("", sides[place]):
+            return None
+        variable = sides[place]
+        for sign, bound, turned in [
+            (sides[i], sides[i + 1 if i > place else i - 1], i < place) for i in range(1, len(sides), 2)
+        ]:
+            if not bound or variable in _names(bound)[0]:
+                return None
+            if sign == r"\ne":
+                return (variable, [rf"(-\infty,{bound})", rf"({bound},\infty)"]) if len(conditions) == 1 else None
+            closed = sign in (r"\le", r"\ge")
+            if (sign in ("<", r"\le")) != turned:
+                above.append(bound + ("]" if closed else ")"))
+            else:
+                below.append(("[" if closed else "(") + bound)
+    if len(below) > 1 or len(above) > 1:
+        return None
+    return variable, [",".join([*(below or [r"(-\infty"]), *(above or [r"\infty)"])])]
+
+
+def as_point(text: str) -> list[str] | None:
+    r"""The coordinates of (1,2) in order, and of x = 1, y = 2 in the order of the names; None for anything else."""
+    parts = split_answers(text)
+    if len(parts) == 1:
+        tuple_ = spell(text)
+        return split_answers(tuple_[1:-1]) if _TUPLE.fullmatch(tuple_) else None
+    named = named_parts(parts)
+    return [value for _, value in sorted(named)] if named else None
+
+
+def named_parts(parts: list[str]) -> list[tuple[str, str]] | None:
+    """Name and value of each of several equations such as x = 1, y = 2; None unless all are for different names."""
+    sides = [split_sides(part) for part in parts]
+    if len(parts) < 2 or any(len(pair) != 2 or not re.fullmatch(r"[A-Za-z]", spell(pair[0])) for pair in sides):
+        return None
+    named = [(spell(name), value) for name, value in sides]
+    return named if len({name for name, _ in named}) == len(named) else None
