@@ -35,6 +35,8 @@ class MicroBatch:
 
     def of_token(self, values: Tensor) -> Tensor:
         """A flat per-token array of the batch, laid out as this micro-batch, 0 on padding."""
+        if not len(values):
+            return torch.zeros(self.token.shape, dtype=values.dtype)
         return torch.where(self.token >= 0, values[self.token.clamp(min=0)], torch.zeros((), dtype=values.dtype))
 
 

@@ -128,7 +128,7 @@ def linear_stats_kernel(
             if INTERPRETED:  # where a product of bf16 is of their bits
                 h = h.to(tl.float32)
                 w = w.to(tl.float32)
-            x = tl.dot(h, w, x)
+            x = tl.dot(h, w, x, input_precision="ieee")  # float32 is else rounded to TF32
         x = tl.where((column < end)[None, :], x, float("-inf"))
         m1, s1, t1 = _sums(x, 1, inv_temperature)
         m, s, t = _add(m, s, t, m1, s1, t1, inv_temperature)
@@ -295,7 +295,7 @@ def linear_stats(
 ) -> Tensor:
     """`logit_stats` of hidden @ weight.T, without the logits: hidden [T, H] and weight [v, H], of one type."""
     hidden, weight, targets = _rows(hidden), _rows(weight), targets.contiguous()
-    options = tuned("linear_stats")
+    options = tuned("linear_stats_float32" if hidden.dtype == torch.float32 else "linear_stats")
     splits = options.pop("splits")
     block = options["BLOCK_V"]
     columns = triton.cdiv(triton.cdiv(max(valid, 1), splits), block) * block
