@@ -231,7 +231,7 @@ class Learner:
                 hidden.flatten(0, 1),
                 output_weight(module),
                 micro.targets.to(hidden.device).flatten(),
-                keep=(micro.of_token(batch.mask) > 0).to(hidden.device).flatten(),
+                keep=(micro.of_token(batch.mask) > 0).flatten(),
                 tp_group=self.mesh.tp_group,
                 vocab_size=self.arch.vocab_size,
                 temperature=self.temperature,

@@ -34,7 +34,7 @@ def linear_logprob(
         hidden: [T, H], the same on all ranks of the group.
         weight: [V/tp, H], this rank's rows of the output layer, of the hidden states' type.
         targets: i64[T], global token ids.
-        keep: bool[T]; where it is False both are 0, and nothing is computed.
+        keep: bool[T], here or on the CPU; where it is False both are 0, and nothing is computed.
         tp_group: the tensor-parallel group; None: the weight is whole.
         vocab_size: rows of the weight at or beyond it are padding and hold no probability. Default: none are.
         temperature: applied here and nowhere else in the trainer.
@@ -51,8 +51,8 @@ def linear_logprob(
 class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden, weight, targets, keep, slice_, inv_temperature, logits_dtype):  # type: ignore[no-untyped-def]
-        rows = None if keep is None else keep.nonzero().flatten()
-        chosen, ids = (hidden, targets) if rows is None else (hidden[rows], targets[rows])
+        rows = None if keep is None else keep.nonzero().flatten().to(hidden.device)
+        chosen, ids = _at(hidden, rows), _at(targets, rows)
         logits_dtype = torch.promote_types(logits_dtype, hidden.dtype)
         exact = torch.promote_types(logits_dtype, torch.float32)
 
@@ -60,7 +60,7 @@ class _LinearLogprob(torch.autograd.Function):
         height, width = tile("forward", hidden.device)
         columns = list(_cuts(slice_.valid, width)) or [slice(0, 0)]
         stats = torch.empty(len(columns), len(chosen), 4, dtype=exact, device=hidden.device)
-        space = torch.empty(height * min(width, slice_.valid), dtype=logits_dtype, device=hidden.device)
+        space = _space(height, min(width, slice_.valid), logits_dtype, hidden.device)
         for cut in _cuts(len(chosen), height):
             part, wanted = _padded(chosen[cut], height), _padded(ids[cut], height)
             for i, column in enumerate(columns):
@@ -80,10 +80,9 @@ class _LinearLogprob(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, by_logprob, by_entropy):  # type: ignore[no-untyped-def]
         hidden, weight, ids, rows, m, log_s, entropy = ctx.saved_tensors
-        chosen = hidden if rows is None else hidden[rows]
-        by_logprob = torch.zeros_like(log_s) if by_logprob is None else by_logprob if rows is None else by_logprob[rows]
-        if by_entropy is not None and rows is not None:
-            by_entropy = by_entropy[rows]
+        chosen = _at(hidden, rows)
+        by_logprob = torch.zeros_like(log_s) if by_logprob is None else _at(by_logprob, rows)
+        by_entropy = None if by_entropy is None else _at(by_entropy, rows)
         of_hidden = torch.zeros(chosen.shape, dtype=log_s.dtype, device=hidden.device)
         of_weight = main_grad = getattr(weight, "main_grad", None) if ctx.needs_input_grad[1] else None
         if main_grad is None and ctx.needs_input_grad[1]:
@@ -91,8 +90,7 @@ class _LinearLogprob(torch.autograd.Function):
 
         ops, slice_ = implementation(hidden), ctx.slice
         height, width = tile("backward", hidden.device)
-        height, width = min(height, max(len(chosen), 1)), min(width, max(slice_.valid, 1))
-        space = torch.empty(height * width, dtype=ctx.logits_dtype, device=hidden.device)
+        space = _space(min(height, len(chosen)), min(width, slice_.valid), ctx.logits_dtype, hidden.device)
         # The products of the backward pass take the gradient in the hidden states' type.
         out_space = space if space.dtype == hidden.dtype else torch.empty_like(space, dtype=hidden.dtype)
         for column in _cuts(slice_.valid, width):
@@ -108,7 +106,7 @@ class _LinearLogprob(torch.autograd.Function):
                     slice_.start + column.start,
                     logits.size(1),
                     ctx.inv_temperature,
-                    out_space[: logits.numel()].view_as(logits),
+                    out_space[: len(logits), : logits.size(1)],
                 )
                 _add_product(of_hidden[cut], grad, weight[column])
                 if of_weight is not None:
@@ -122,8 +120,17 @@ def _cuts(length: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, length)) for start in range(0, length, size))
 
 
+def _space(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Room for a tile; its rows begin where wide loads can."""
+    return torch.empty(height, -(-width // 8) * 8, dtype=dtype, device=device)
+
+
 def _padded(rows: Tensor, height: int) -> Tensor:
     return rows if len(rows) == height else torch.cat([rows, rows.new_zeros(height - len(rows), *rows.shape[1:])])
+
+
+def _at(values: Tensor, rows: Tensor | None) -> Tensor:
+    return values if rows is None else values[rows]
 
 
 def _spread(values: Tensor, rows: Tensor | None, length: int) -> Tensor:
@@ -132,8 +139,8 @@ def _spread(values: Tensor, rows: Tensor | None, length: int) -> Tensor:
 
 
 def _logits(hidden: Tensor, weight: Tensor, space: Tensor) -> Tensor:
-    """hidden @ weight.T in (the beginning of) `space`, in its type, without rounding in between."""
-    out = space[: len(hidden) * len(weight)].view(len(hidden), len(weight))
+    """hidden @ weight.T in (the corner of) `space`, in its type, without rounding in between."""
+    out = space[: len(hidden), : len(weight)]
     if hidden.dtype == out.dtype:
         return torch.mm(hidden, weight.t(), out=out)
     if hidden.is_cuda:
