@@ -19,6 +19,7 @@ from megarl.rewards.relations import (
     APPROXIMATELY,
     as_intervals,
     as_point,
+    coordinates,
     is_name,
     named_parts,
     names_quantity,
@@ -44,7 +45,7 @@ _CHOICE = re.compile(
     r"\\text\{(?:\((?P<a>[A-J])\)|(?P<b>[A-J])[).:])\}(?P<behind>.+)"
     r"|(?:\((?P<c>[A-J])\)|(?P<d>[A-J])[).])(?P<plain>(?:[0-9$]|\\(?:frac|sqrt|text|pi)).*)"
 )
-_LETTER = re.compile(r"\(?([A-J])\)?")
+_CHOICE_LETTER = re.compile(r"\(?([A-J])\)?")
 _TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _FUNCTION = re.compile(rf"{_TRIGONOMETRIC.pattern}|\\det|\(")
 _DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\^\\circ")
@@ -97,7 +98,7 @@ def _compare(answer: str, reference: str, value: Value) -> bool | None:
 def _same_interval(answer: str, reference: str, equal: Value) -> bool | None:
     if (answer[0], answer[-1]) != (reference[0], reference[-1]):
         return False
-    return all_of(map(equal, split_answers(answer[1:-1]), split_answers(reference[1:-1])))
+    return all_of(map(equal, coordinates(answer), coordinates(reference)))
 
 
 def _single(answer: str, reference: str, value: Value) -> bool | None:
@@ -111,10 +112,10 @@ def _single(answer: str, reference: str, value: Value) -> bool | None:
     if given_choice and wanted_choice:
         return given_choice[0] == wanted_choice[0] and _plain(given_choice[1], wanted_choice[1], value)
     if given_choice:
-        letter = _LETTER.fullmatch(spell(reference))
+        letter = _CHOICE_LETTER.fullmatch(spell(reference))
         return letter[1] == given_choice[0] if letter else _plain(given_choice[1], reference, value)
     if wanted_choice:
-        letter = _LETTER.fullmatch(spell(answer))
+        letter = _CHOICE_LETTER.fullmatch(spell(answer))
         return letter[1] == wanted_choice[0] if letter else _plain(answer, wanted_choice[1], value)
     return _plain(answer, reference, value)
 
@@ -129,8 +130,9 @@ def _choice(text: str) -> tuple[str, str] | None:
 
 
 def _same_equations(given: list[str], wanted: list[str], value: Value, is_rounded: bool) -> bool | None:
-    """Chains of sides. A value is right where every other side names it or equals it; an equation is where it names
-    the same with the same value, has the same sides, or differs by a factor."""
+    """Chains of sides. One that answers a value is right where every side names it or equals it; one that answers an
+    equation where it gives the same name the same value, has the same sides, or differs from it by a factor.
+    """
 
     def equal(left: str, right: str) -> bool | None:
         return _plain(left, right, value)

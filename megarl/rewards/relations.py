@@ -52,8 +52,11 @@ def _order(name: str) -> tuple[bool, str]:
 
 
 def names_quantity(side: str, value: str) -> bool:
-    r"""Whether a side of an equation only names what has the value: it is a name, or like m+n, xy and AB/CD made of
-    several names and no numbers, and doesn't occur in the value. `2x` and `x^2` don't: their equations are unsolved."""
+    r"""Whether a side of an equation only names what has the value, and doesn't occur in it.
+
+    That is a name, or an expression of several names without numbers: m+n, xy, AB/CD. `2x` and `x^2` are none: their
+    equations are still to be solved.
+    """
     if spell(side).casefold() == spell(value).casefold():
         return False
     names, rest = ({spell(side)}, "") if is_name(side) else _names(side)
@@ -95,7 +98,7 @@ def as_intervals(text: str) -> tuple[str, list[str]] | None:
             part = part[member.end() :]
         if _REALS.fullmatch(part):
             intervals.append(r"(-\infty,\infty)")
-        elif _INTERVAL.fullmatch(part) and len(split_answers(part[1:-1])) == 2:
+        elif _INTERVAL.fullmatch(part) and len(coordinates(part)) == 2:
             intervals.append(part)
         else:
             found = _bounded([_ORDER.split(condition.strip()) for condition in split_at(_AND, part)])
@@ -133,12 +136,18 @@ def _bounded(conditions: list[list[str]]) -> tuple[str, list[str]] | None:
     return variable, [",".join([*(below or [r"(-\infty"]), *(above or [r"\infty)"])])]
 
 
+def coordinates(text: str) -> list[str]:
+    """What stands in the brackets of an interval or tuple. A single comma separates, so (1,200) are two."""
+    inside = text[1:-1]
+    return inside.split(",") if inside.count(",") == 1 else split_answers(inside)
+
+
 def as_point(text: str) -> list[str] | None:
     r"""The coordinates of (1,2) in order, and of x = 1, y = 2 in the order of the names; None for anything else."""
     parts = split_answers(text)
     if len(parts) == 1:
         tuple_ = spell(text)
-        return split_answers(tuple_[1:-1]) if _TUPLE.fullmatch(tuple_) else None
+        return coordinates(tuple_) if _TUPLE.fullmatch(tuple_) else None
     named = named_parts(parts)
     return [value for _, value in sorted(named)] if named else None
 

@@ -135,5 +135,5 @@ def test_leniently_an_answer_without_a_box_is_the_last_expression(text, answer):
         ("x", ""),
     ],
 )
-def test_a_known_unit_has_one_spelling(text, unit):
+def test_a_unit_has_one_spelling(text, unit):
     assert unit_of(text) == unit
