@@ -2,9 +2,9 @@
 
 To make a new algorithm, recombine the fields: in Python `Recipe(baseline="mean", ...)` or `Recipe.named("grpo",
 clip_high=0.28)`, in YAML `recipe: {name: grpo, clip_high: 0.28}`. What each field does is defined where it acts:
-selection, baseline and scale in `credit.py`; ratio, clip, aggregation, KL, entropy and proximal term in `loss.py`; the
-critic in `gae.py`; DPO in `pairwise.py`; the correction of rollout mismatch in `mismatch.py`; refilling in
-`rollout/rounds.py`.
+selection, baseline and scale in `credit.py`; ratio, aggregation and proximal term in `loss.py`; clip and KL in
+`ops/rules.py`; the critic in `gae.py`; DPO in `pairwise.py`; the correction of rollout mismatch in `mismatch.py`;
+refilling in `rollout/rounds.py`.
 """
 
 from __future__ import annotations
