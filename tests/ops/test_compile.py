@@ -1,0 +1,58 @@
+"""The kernels compile for an H100 without spills, and the gate that says so can fail."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("triton")
+ROOT = Path(__file__).resolve().parents[2]
+specification = importlib.util.spec_from_file_location("compile_kernels", ROOT / "tools/compile_kernels.py")
+tool = sys.modules["compile_kernels"] = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(tool)
+
+
+def compile_kernels(*arguments, **variables):
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, str(ROOT / "tools/compile_kernels.py"), *arguments]
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=600, env={**environment, "PYTHONPATH": paths, **variables}
+    )
+
+
+def test_everything_that_ships_compiles_without_spills():
+    done = compile_kernels()
+    assert done.returncode == 0, done.stderr[-3000:]
+    named = {line.split()[0] for line in done.stdout.splitlines()}
+    assert named >= {"logit_stats", "logit_grad", "linear_stats", "merge_stats", "policy_epilogue"}
+    for words in ("bfloat16 HAS_KEEP", "float32 to bfloat16 HAS_ENTROPY", "token ppo DUAL k3", "sequence ppo", "sapo"):
+        assert words in done.stdout
+
+
+def test_a_kernel_that_spills_is_refused_by_name():
+    done = compile_kernels("merge_stats.BLOCK_T=1024", "merge_stats.num_warps=1", "--only", "merge_stats")
+    assert done.returncode == 1
+    refusal = done.stderr.strip().splitlines()[-1]
+    assert refusal.startswith("refused: merge_stats") and "BLOCK_T=1024, num_warps=1" in refusal
+    assert "B spilled" in refusal
+
+
+def test_too_much_shared_memory_is_a_problem():
+    resources = tool.Resources(255, 0, 0, 0, tool.SHARED_LIMIT, 9000, 0)
+    assert resources.problem is None
+    assert "shared memory" in resources._replace(shared=tool.SHARED_LIMIT + 1).problem
+    assert "stack" in resources._replace(stack=8).problem
+
+
+def test_the_interpreter_is_refused_since_it_compiles_nothing():
+    done = compile_kernels(TRITON_INTERPRET="1")
+    assert done.returncode == 1 and done.stderr.startswith("TRITON_INTERPRET is set")
+
+
+def test_an_unknown_option_is_refused():
+    done = compile_kernels("logit_stats.BLOCK=4")
+    assert done.returncode == 1 and "logit_stats.BLOCK=4" in done.stderr
