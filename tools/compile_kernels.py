@@ -5,8 +5,8 @@
 The launchers of `megarl/ops/kernels.py` are called, as in training, with tensors that have types and shapes but no
 memory; what they would launch is compiled instead. So types, strides and options are those of a run: every device of
 `tuning.KERNELS`, every type, and the rule of every shipped recipe. KERNEL.OPTION=VALUE tries another option, for
-example `linear_stats.num_warps=4`. Fails if a kernel uses stack, spills registers, or needs over 227 KiB of shared
-memory.
+example `linear_stats.num_warps=4`. Fails if a kernel uses stack, spills registers, needs over 227 KiB of shared
+memory, or counts rows' offsets in 32 bits.
 """
 
 from __future__ import annotations
@@ -114,9 +114,12 @@ class Resources(NamedTuple):
     shared: int
     cubin: int
     wide_loads: int
+    narrow_offsets: int  # of arguments, that are counted in 32 bits
 
     @property
     def problem(self) -> str | None:
+        if self.narrow_offsets:
+            return f"{self.narrow_offsets} offsets of rows in 32 bits, which 50,000 tokens of 151,936 logits exceed"
         if self.stack or self.spill_stores or self.spill_loads:
             return f"{self.stack} B of stack, {self.spill_stores} B spilled, {self.spill_loads} B of spills loaded"
         return f"{self.shared} B of shared memory" if self.shared > SHARED_LIMIT else None
@@ -256,7 +259,20 @@ def measure(compiled: Any) -> Resources:
     registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()  # type: ignore[union-attr]
     spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", log).groups()  # type: ignore[union-attr]
     wide = len(re.findall(r"LD(?:G|GSTS)\.E\S*\.128", assembly))
-    return Resources(int(registers), int(stack), int(spills[0]), int(spills[1]), compiled.metadata.shared, size, wide)
+    narrow = narrow_offsets(compiled.asm["ttir"])
+    shared = compiled.metadata.shared
+    return Resources(int(registers), int(stack), int(spills[0]), int(spills[1]), shared, size, wide, narrow)
+
+
+def narrow_offsets(code: str) -> int:
+    """How many of the offsets added to a kernel's arguments (not to a row found already) are 32-bit numbers.
+
+    Triton's interpreter can't tell: there, all of them are of 64 bits.
+    """
+    arguments = set(re.findall(r"(%\w+): !tt\.ptr", code))
+    arguments |= {name for name, source in re.findall(r"(%\w+) = tt\.splat (%\w+)", code) if source in arguments}
+    offsets = re.findall(r"tt\.addptr (%\w+), %\w+ : [^,]+, (\S+)", code)
+    return sum(base in arguments and "i64" not in kind for base, kind in offsets)
 
 
 def parse_changes(texts: list[str]) -> dict[str, dict[str, int]]:

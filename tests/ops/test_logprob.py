@@ -147,8 +147,7 @@ def test_slices_of_the_vocabulary_merge_to_the_whole(ops, tp, width, vocab_size,
 
     values = (merged[:, 0], log_s, entropy, *upstream())
     shards = [
-        ops.logit_grad(part, targets, None, *values, *where, inverse, torch.empty_like(part))
-        for part, *where in slices
+        ops.logit_grad(part, targets, None, *values, *where, inverse, torch.empty_like(part)) for part, *where in slices
     ]
     assert all(shard.shape == (ROWS, width) for shard in shards)
     expected_gradient = gradient(lambda x: reference(x, targets, vocab_size=vocab_size, **arguments), logits.double())
