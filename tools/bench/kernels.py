@@ -274,7 +274,7 @@ def plot(rows: list[dict], path: Path) -> None:
         spans = [[(r["p50"] - r["p10"]) * 1e3 for r in shown], [(r["p90"] - r["p50"]) * 1e3 for r in shown]]
         colours = ["tab:orange" if r["ours"] else "tab:grey" for r in shown]
         axis.barh([r["name"] for r in shown], [r["p50"] * 1e3 for r in shown], xerr=spans, color=colours)
-        axis.set(title=f"from {family}" if family != "epilogue" else family, xlabel="ms (p10, p50, p90)", xscale="log")
+        axis.set(title=f"from {family}" if family != "epilogue" else family, xlabel="ms (p10, p50, p90)")
     figure.tight_layout()
     figure.savefig(path, dpi=120)
 
