@@ -10,9 +10,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fractions import Fraction
-from functools import cache
-from typing import Any
 
+from megarl.rewards.algebra import DECIMAL, TRIGONOMETRIC, equal
 from megarl.rewards.lists import all_of, match_lists, split_answers
 from megarl.rewards.normalise import MAX_CHARACTERS, normalise, spell, unit_of
 from megarl.rewards.relations import (
@@ -38,7 +37,6 @@ _RATIONAL = re.compile(
     r"|(?:(?P<whole>[0-9]+)(?: |(?=\\)))?"
     r"(?:(?P<a>[0-9]+)\.?/(?P<b>[0-9]+)|\\frac\{(?P<minus>-?)(?P<n>[0-9]+)\}\{(?P<d>[0-9]+)\}))"
 )
-_DECIMAL = re.compile(r"(-?[0-9]*\.?([0-9]*))(?:(?:\\times|\\cdot) ?10\^\{?(-?[0-9]{1,3})\}?)?")
 _WORD = re.compile(r"\(?([A-Za-z][A-Za-z '-]*)\)?")
 _TEXT_ONLY = re.compile(r"\s*\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox)\s*\{[^{}]*\}[\s.]*")
 _CHOICE = re.compile(
@@ -46,9 +44,7 @@ _CHOICE = re.compile(
     r"|(?:\((?P<c>[A-J])\)|(?P<d>[A-J])[).])(?P<plain>(?:[0-9$]|\\(?:frac|sqrt|text|pi)).*)"
 )
 _CHOICE_LETTER = re.compile(r"\(?([A-J])\)?")
-_TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
-_FUNCTION = re.compile(rf"{_TRIGONOMETRIC.pattern}|\\det|\(")
-_DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\^\\circ")
+_FUNCTION = re.compile(rf"{TRIGONOMETRIC.pattern}|\\det|\(")
 _IN_BASE = re.compile(r"([0-9][0-9A-F]*)_(?:([0-9])|\{([0-9]+)\})")
 _INEQUALITY = re.compile(r"[<>≤≥≠∪]|\\(?:le|ge|lt|gt|ne)(?:q|qslant)?(?![A-Za-z])|\\cup(?![A-Za-z])|\\in(?![A-Za-z])|∈")
 
@@ -72,7 +68,7 @@ def fast_verdict(answer: str, reference: str) -> bool | None:
 def _compare(answer: str, reference: str, value: Value) -> bool | None:
     """By what stands on both sides: intervals, points, or lists, whose parts `_single` compares."""
 
-    def equal(left: str, right: str) -> bool | None:
+    def same(left: str, right: str) -> bool | None:
         return _single(left, right, value)
 
     if _INEQUALITY.search(answer) or _INEQUALITY.search(reference):
@@ -82,23 +78,23 @@ def _compare(answer: str, reference: str, value: Value) -> bool | None:
                 return False
             if len(given_set[1]) != len(wanted_set[1]):
                 return False
-            return match_lists(given_set[1], wanted_set[1], lambda a, b: _same_interval(a, b, equal))
+            return match_lists(given_set[1], wanted_set[1], lambda a, b: _same_interval(a, b, same))
     given, wanted = split_answers(answer), split_answers(reference)
     if len(given) == len(wanted) == 1:
-        return equal(given[0], wanted[0])
+        return same(given[0], wanted[0])
     if (named_parts(given) and len(wanted) == 1) or (named_parts(wanted) and not named_parts(given)):
         ordered = as_point(answer) or given, as_point(reference) or wanted
-        return len(ordered[0]) == len(ordered[1]) and all_of(map(equal, *ordered))
-    verdict = match_lists(given, wanted, equal)
+        return len(ordered[0]) == len(ordered[1]) and all_of(map(same, *ordered))
+    verdict = match_lists(given, wanted, same)
     if verdict is False and len(given) != len(wanted) and _INEQUALITY.search(answer + reference):
         return value(answer, reference)  # two inequalities may be one interval
     return verdict
 
 
-def _same_interval(answer: str, reference: str, equal: Value) -> bool | None:
+def _same_interval(answer: str, reference: str, same: Value) -> bool | None:
     if (answer[0], answer[-1]) != (reference[0], reference[-1]):
         return False
-    return all_of(map(equal, coordinates(answer), coordinates(reference)))
+    return all_of(map(same, coordinates(answer), coordinates(reference)))
 
 
 def _single(answer: str, reference: str, value: Value) -> bool | None:
@@ -134,7 +130,7 @@ def _same_equations(given: list[str], wanted: list[str], value: Value, is_rounde
     equation where it gives the same name the same value, has the same sides, or differs from it by a factor.
     """
 
-    def equal(left: str, right: str) -> bool | None:
+    def same(left: str, right: str) -> bool | None:
         return _plain(left, right, value)
 
     if len(wanted) == 1:
@@ -147,12 +143,12 @@ def _same_equations(given: list[str], wanted: list[str], value: Value, is_rounde
         return _all_equal([(given[0], side) for side in sides], value, is_rounded)
     (names, values), (wanted_names, wanted_values) = _definition(given), _definition(wanted)
     if names & wanted_names and values and wanted_values:
-        return all_of(equal(side, wanted_values[-1]) for side in values)
+        return all_of(same(side, wanted_values[-1]) for side in values)
     if names and wanted_names and values and wanted_values and any("(" in name for name in names | wanted_names):
         return False
     if len(given) != 2 or len(wanted) != 2:
         return False
-    pairings = [all_of(map(equal, given, sides)) for sides in (wanted, wanted[::-1])]
+    pairings = [all_of(map(same, given, sides)) for sides in (wanted, wanted[::-1])]
     if True in pairings:
         return True
     return value("=".join(map(normalise, given)), "=".join(map(normalise, wanted)))
@@ -182,7 +178,7 @@ def _rounds(answer: str, reference: str, value: Value) -> bool | None:
     verdicts = [
         value(exact, rf"\approx {decimal}")
         for exact, decimal in ((answer, reference), (reference, answer))
-        if _DECIMAL.fullmatch(decimal)
+        if DECIMAL.fullmatch(decimal)
     ]
     return True if True in verdicts else None if None in verdicts else False
 
@@ -264,102 +260,5 @@ def _rational(text: str) -> Fraction | None:
 def math_verify_verdict(answer: str, reference: str) -> bool:
     """math-verify's verdict. May take unbounded time: run it where it can be killed. Raises MemoryError only, and only
     where math-verify doesn't itself count one as inequality.
-
-    Its own alarm-based timeouts are off: they need the main thread, and don't interrupt C code.
     """
-    return bool(_compare(answer, reference, _by_algebra))
-
-
-def _by_algebra(answer: str, reference: str) -> bool:
-    r"""Equality of normalised answers or of two equations; behind \approx the reference is a decimal that may round."""
-    from math_verify import verify
-
-    if reference.startswith(r"\approx"):
-        return _is_rounded_by(answer, reference.removeprefix(r"\approx "))
-    given_sides, wanted_sides = split_sides(answer), split_sides(reference)
-    if len(given_sides) == len(wanted_sides) == 2:
-        return _same_up_to_a_factor(given_sides, wanted_sides)
-    wanted, given = _parse(reference), _parse(answer)
-    for gold in wanted:
-        for target in given:
-            try:
-                if verify(gold, target, timeout_seconds=None, raise_on_error=True) and not _only_rounded(gold, target):
-                    return True
-            except MemoryError:
-                raise
-            except Exception:  # sympy raises anything on expressions that it can't compare: these don't match
-                continue
-    return False
-
-
-def _is_rounded_by(answer: str, decimal: str) -> bool:
-    """Whether the decimal is the answer to half a unit of its last digit."""
-    match = _DECIMAL.fullmatch(decimal)
-    meanings = _parse(answer)
-    if match is None or not meanings:
-        return False
-    unit = Fraction(10) ** (int(match[3] or 0) - len(match[2]))
-    try:
-        number = Fraction(str(meanings[0].evalf(30)))
-        rounded = Fraction(match[1]) * Fraction(10) ** int(match[3] or 0)
-    except (AttributeError, ValueError):
-        return False
-    return abs(number - rounded) <= unit / 2
-
-
-def _same_up_to_a_factor(given: list[str], wanted: list[str]) -> bool:
-    """Whether two equations, both brought to the form numerator = 0, differ by a number as factor only."""
-    from sympy import fraction, simplify, together
-
-    try:
-        (a, b), (c, d) = ([_parse(side)[0] for side in sides] for sides in (given, wanted))
-        ratio = simplify(fraction(together(a - b))[0] / fraction(together(c - d))[0])
-        return bool(ratio.is_number and ratio.is_finite and ratio.is_nonzero)
-    except MemoryError:
-        raise
-    except Exception:  # what can't be read, subtracted or divided is no equal equation
-        return False
-
-
-@cache
-def _extraction() -> list[Any]:
-    """math-verify's LaTeX reading of one answer: no search in prose, and no stripping of `2h` to 2 as a unit."""
-    from math_verify import LatexExtractionConfig, LatexNormalizationConfig
-
-    spelling = LatexNormalizationConfig(
-        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last"
-    )
-    return [LatexExtractionConfig(False, boxed_match_priority=0, normalization_config=spelling)]
-
-
-def _parse(answer: str) -> list[Any]:
-    """What the answer can mean: a sympy object, or text, or both; empty if math-verify can't read it."""
-    from math_verify import parse
-
-    if _TRIGONOMETRIC.search(answer):
-        answer = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", answer)
-    try:
-        meanings = parse(f"\\boxed{{{answer}}}", _extraction(), parsing_timeout=None, raise_on_error=True)
-        return [_with_imaginary_unit(meaning) for meaning in meanings]
-    except MemoryError:
-        raise
-    except Exception:  # its parser raises anything on malformed LaTeX
-        return []
-
-
-def _with_imaginary_unit(meaning: Any) -> Any:
-    """math-verify reads i as a variable, so that (1+i)^2 would not be 2i."""
-    from sympy import Expr, I
-
-    units = [symbol for symbol in getattr(meaning, "free_symbols", ()) if symbol.name == "i"]
-    return meaning.subs(units[0], I) if units and isinstance(meaning, Expr) else meaning
-
-
-def _only_rounded(gold: Any, target: Any) -> bool:
-    """True for unequal numbers so small that math-verify, which rounds floats to six decimals, takes both for zero."""
-    try:
-        wanted, given = complex(gold.evalf()), complex(target.evalf())
-    except (AttributeError, TypeError, ValueError, OverflowError):
-        return False
-    size = max(abs(wanted), abs(given))
-    return size < 1e-3 and abs(wanted - given) > 1e-6 * size
+    return bool(_compare(answer, reference, equal))
