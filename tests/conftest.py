@@ -12,7 +12,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before Triton is imported: kernels run on CPU tensors
-VOCABULARY = 50  # not a multiple of 4, so that tensor-parallel shards are padded
+VOCABULARY = 51  # odd, so that tensor-parallel shards are padded
 
 
 def make_model(folder: Path, family: str, seed: int = 0) -> Path:

@@ -101,7 +101,7 @@ MISTAKES = {
     "model and weights disagree": (
         lambda folder: edit_model_config(folder, vocab_size=60),
         [],
-        "lm_head.weight has shape [50, ",
+        "lm_head.weight has shape [51, ",
         "config.json implies [60, ",
     ),
     "empty data file": (lambda folder: (folder / "rows.jsonl").write_text(""), [], "rows.jsonl has no rows", ""),

@@ -181,6 +181,17 @@ def _launch_all(shape: Shape) -> None:
         for out, by_entropy in itertools.product({dtype, *half} if dtype == torch.float32 else {dtype}, (None, value)):
             grad = array(*logits.shape, dtype=out)
             kernels.logit_grad(logits, targets, keep, value, value, value, value, by_entropy, *slice_, grad)
+    for dtype, out in (
+        (torch.float32, torch.float32),
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.bfloat16),
+    ):
+        # The last tile of `linear_logprob`: rows of a multiple of 16 numbers, of which fewer are the vocabulary's.
+        logits, grad = (array(1024, 8192, dtype=kind)[:, : shape.columns % 8192] for kind in (dtype, out))
+        kernels.logit_stats(logits, targets, None, 0, logits.size(1), 1.0)
+        for by_entropy in (None, value):
+            arguments = (value, value, value, value, by_entropy, 0, logits.size(1), 1.0)
+            kernels.logit_grad(logits, targets, None, *arguments, grad)
     for dtype in (torch.float32, *half):
         hidden, weight = array(tokens, shape.hidden, dtype=dtype), array(shape.columns, shape.hidden, dtype=dtype)
         kernels.linear_stats(hidden, weight, targets, *slice_)

@@ -25,6 +25,8 @@ class Trainable:
         self, module: GPTModel, config: TransformerConfig, optim: OptimConfig, precision: Precision, sharded: bool
     ) -> None:
         self.module, self.optim = module, optim
+        # Without overlap_grad_reduce, whose hook wants a .grad of every parameter: `linear_logprob` adds the output
+        # layer's to main_grad itself.
         self.ddp = DistributedDataParallel(
             config,
             DistributedDataParallelConfig(

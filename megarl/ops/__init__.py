@@ -1,1 +1,1 @@
-"""One op, one name: each in plain torch, which is also the CPU path."""
+"""One op, one name: in plain torch (`reference.py`), which is also the CPU path, and in Triton (`kernels.py`)."""

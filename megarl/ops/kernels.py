@@ -273,7 +273,8 @@ def policy_epilogue_kernel(
 def logit_stats(
     logits: Tensor, targets: Tensor, keep: Tensor | None, start: int, valid: int, inv_temperature: float
 ) -> Tensor:
-    logits, targets = _rows(logits), targets.contiguous()
+    assert logits.stride(1) == 1, "rows must be contiguous"
+    targets = targets.contiguous()
     stats = torch.empty(len(logits), 4, dtype=torch.float32, device=logits.device)
     logit_stats_kernel[(len(logits),)](
         logits,
@@ -294,7 +295,7 @@ def linear_stats(
     hidden: Tensor, weight: Tensor, targets: Tensor, start: int, valid: int, inv_temperature: float
 ) -> Tensor:
     """`logit_stats` of hidden @ weight.T, without the logits: hidden [T, H] and weight [v, H], of one type."""
-    hidden, weight, targets = _rows(hidden), _rows(weight), targets.contiguous()
+    hidden, weight, targets = hidden.contiguous(), weight.contiguous(), targets.contiguous()
     options = tuned("linear_stats_float32" if hidden.dtype == torch.float32 else "linear_stats")
     splits = options.pop("splits")
     block = options["BLOCK_V"]
@@ -399,10 +400,6 @@ def policy_epilogue(
         **options,
     )
     return out[0], out[1], out[2]
-
-
-def _rows(matrix: Tensor) -> Tensor:
-    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
 
 
 def _or(array: Tensor | None, stand_in: Tensor) -> Tensor:

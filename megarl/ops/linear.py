@@ -27,8 +27,9 @@ def linear_logprob(
 ) -> tuple[Tensor, Tensor]:
     """(log-probs, entropies), each f32[T], in nats, of softmax(hidden @ weight.T / temperature).
 
-    The gradient by the weight is added to `weight.main_grad` where there is one (Megatron's, float32), and then not
-    returned; that by the hidden states is summed over the tensor-parallel group.
+    The gradient by the weight is added to `weight.main_grad` where there is one (Megatron's, float32), by every
+    backward pass and whatever it was asked for, and then not returned; that by the hidden states is summed over the
+    tensor-parallel group. In the products of both it is rounded to the hidden states' type.
 
     Args:
         hidden: [T, H], the same on all ranks of the group.
@@ -41,7 +42,8 @@ def linear_logprob(
         logits_dtype: what the logits are rounded to. float32, whatever the weights are, keeps them as exact as the
             products; bfloat16 is faster and costs a few hundredths of a nat.
 
-    A token's log-prob does not depend on which tokens it comes with.
+    Every product of the forward pass has one shape, so a token's log-prob does not depend on which tokens it comes with
+    where the matrix product gives a row the same bits wherever it stands.
     """
     slice_ = VocabularySlice(len(weight), tp_group, vocab_size)
     logprob, entropy = _LinearLogprob.apply(hidden, weight, targets, keep, slice_, 1.0 / temperature, logits_dtype)
@@ -121,8 +123,8 @@ def _cuts(length: int, size: int) -> Iterator[slice]:
 
 
 def _space(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Room for a tile; its rows begin where wide loads can."""
-    return torch.empty(height, -(-width // 8) * 8, dtype=dtype, device=device)
+    """Room for a tile, in rows of a multiple of 16 numbers: Triton loads from such without cutting them up."""
+    return torch.empty(height, -(-width // 16) * 16, dtype=dtype, device=device)
 
 
 def _padded(rows: Tensor, height: int) -> Tensor:

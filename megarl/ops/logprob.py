@@ -35,10 +35,12 @@ def logprob_and_entropy(
         tp_group: the tensor-parallel group; None: the logits are whole.
         vocab_size: columns at or beyond it are padding and hold no probability. Default: none are.
         temperature: applied here and nowhere else in the trainer.
-        in_place: the backward pass overwrites the logits with their gradient.
+        in_place: the backward pass, of which there can be but one, overwrites the logits with their gradient; they
+            must not be a leaf.
     """
     slice_ = VocabularySlice(logits.size(-1), tp_group, vocab_size)
     rows = logits.reshape(-1, logits.size(-1))
+    rows = rows if rows.stride(-1) == 1 else rows.contiguous()
     keep = None if keep is None else keep.reshape(-1)
     values = _LogprobAndEntropy.apply(rows, targets.reshape(-1), keep, slice_, 1.0 / temperature, in_place)
     return values[0].view(targets.shape), values[1].view(targets.shape)
@@ -76,13 +78,16 @@ class _LogprobAndEntropy(torch.autograd.Function):
         logprob, entropy, log_s = ops.normalise(stats, keep, inv_temperature)
         ctx.save_for_backward(logits, targets, keep, stats[:, 0], log_s, entropy)
         ctx.arguments = (slice_.start, slice_.valid, inv_temperature)
-        ctx.in_place = in_place
+        ctx.in_place, ctx.is_spent = in_place, False
         ctx.set_materialize_grads(False)
         return logprob, entropy
 
     @staticmethod
     def backward(ctx: Any, by_logprob, by_entropy):  # type: ignore[no-untyped-def]
         logits, targets, keep, m, log_s, entropy = ctx.saved_tensors
+        if ctx.is_spent:
+            raise RuntimeError("a second backward pass: the first one has overwritten the logits (in_place=True)")
+        ctx.is_spent = ctx.in_place
         if by_logprob is None:
             by_logprob = torch.zeros_like(log_s)
         out = logits.detach() if ctx.in_place else torch.empty_like(logits)

@@ -48,7 +48,7 @@ def merge_stats(stats: Tensor, inv_temperature: float) -> Tensor:
     m, s, t, z = stats.unbind(-1)
     top = m.amax(0)
     shift = torch.where(m.isfinite(), m - top, 0.0) * inv_temperature
-    factor = torch.where(m == -torch.inf, 0.0, shift.exp())
+    factor = shift.exp()
     return torch.stack([top, (factor * s).sum(0), (factor * (t + s * shift)).sum(0), z.amax(0)], dim=-1)
 
 

@@ -1,6 +1,7 @@
 """The gradient of every weight against transformers' autograd: tied and untied, in float32 and in bfloat16."""
 
 import pytest
+import torch
 from layout_ranks import config_for, gradients_of, make_batch
 from transformers import AutoModelForCausalLM
 
@@ -9,6 +10,7 @@ from megarl.algorithms.recipes import RECIPES
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
 from megarl.models.family import read_hf_config
+from megarl.ops.linear import linear_logprob
 
 LAYOUT = (1, 1, 200, True, "none")
 TEMPERATURE = 0.8
@@ -33,6 +35,28 @@ def by_transformers(folder, batch):
         logprobs = log_p.gather(-1, ids[0, 1:, None])[:, 0]
         (-(logprobs * scale[start + 1 : end]).sum()).backward()
     return {name: param.grad for name, param in model.named_parameters()}
+
+
+def test_logits_are_rounded_only_where_the_config_says_so(mesh, qwen2, monkeypatch):
+    asked, found = [], []
+
+    def recorded(*arguments, logits_dtype, **others):
+        asked.append(logits_dtype)
+        return linear_logprob(*arguments, logits_dtype=logits_dtype, **others)
+
+    monkeypatch.setattr("megarl.learner.learner.linear_logprob", recorded)
+    config = config_for(str(qwen2), LAYOUT)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"precision": "bf16"})})
+    batch = make_batch(RECIPES["reinforce"])
+    for changes in ({}, {"fp32_logits": False}):
+        own = config.model_copy(update={"learner": config.learner.model_copy(update=changes)})
+        learner = Learner(own, RECIPES["reinforce"], read_hf_config(qwen2), mesh, temperature=TEMPERATURE)
+        logprobs, _ = learner.score(batch)
+        assert (logprobs[batch.mask == 0] == 0).all()
+        found.append(logprobs[batch.mask > 0])
+    half = len(asked) // 2
+    assert asked == [torch.float32] * half + [torch.bfloat16] * half
+    assert 1e-4 < (found[0] - found[1]).abs().mean() < 0.05
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("fp32", 2e-5), ("bf16", 0.05)])

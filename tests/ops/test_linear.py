@@ -13,6 +13,7 @@ CASES = {
     "plain": {},
     "cold": {"temperature": 0.6},
     "padded vocabulary": {"vocab_size": 45},
+    "shifted": {},
     "some masked, hot, padded": {"keep": torch.arange(ROWS) % 3 > 0, "temperature": 1.7, "vocab_size": 50},
     "all masked": {"keep": torch.zeros(ROWS, dtype=torch.bool)},
 }
@@ -34,6 +35,8 @@ def in_float64(hidden, weight, targets, **arguments):
 def test_values_and_gradients_match_float64(ops, case):
     hidden, weight, targets = make()
     arguments = CASES[case]
+    if case == "shifted":
+        hidden[:, 0], weight[:, 0] = torch.linspace(-20, 20, ROWS), 1.0
     found = linear_logprob(hidden, weight, targets, **arguments)
     for value, expected, bound in zip(
         found, in_float64(hidden, weight, targets, **arguments), (2e-5, 1e-5), strict=True
@@ -100,6 +103,33 @@ def test_bfloat16_weights_lose_nothing_more_unless_the_logits_are_rounded(ops):
     rounded, _ = linear_logprob(hidden, weight, targets, logits_dtype=torch.bfloat16)
     assert (kept - exact).abs().max() <= 2e-5
     assert 1e-3 < (rounded - exact).abs().max() < 0.1
+
+
+def test_sums_of_bfloat16_products_are_not_rounded_on_the_way(monkeypatch):
+    """What is left is the rounding of the logits' gradient before the products: under twice that of the result."""
+    monkeypatch.undo()  # the tiles of the CPU
+    hidden, weight, targets = make(600, 64, 20000, torch.bfloat16)
+    rounded = {}
+    for name, leaf in (("hidden", hidden), ("weight", weight)):
+
+        def function(x, name=name, compute=linear_logprob):
+            return compute(x, weight, targets) if name == "hidden" else compute(hidden, x, targets)
+
+        expected = gradient(lambda x, function=function: function(x, compute=in_float64), leaf.double())
+        error = (gradient(function, leaf) - expected).norm()
+        rounded[name] = float(error / (expected.bfloat16() - expected).norm())
+    assert max(rounded.values()) < 2, rounded
+
+
+def test_a_token_keeps_its_bits_in_tiles_of_the_cpus_size(monkeypatch):
+    monkeypatch.undo()
+    for width, vocabulary in ((64, 97), (576, 9000)):
+        hidden, weight, targets = make(300, width, vocabulary)
+        whole = linear_logprob(hidden, weight, targets)
+        order = torch.randperm(300, generator=torch.Generator().manual_seed(4))
+        parts = [linear_logprob(hidden[rows], weight, targets[rows]) for rows in order.split([1, 77, 222])]
+        for value, pieces in zip(whole, zip(*parts, strict=True), strict=True):
+            assert torch.equal(value[order], torch.cat(pieces))
 
 
 def test_bfloat16_gradients_are_as_good_as_their_type(ops):
