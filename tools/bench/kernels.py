@@ -313,7 +313,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, help="runs of an entry in a block: 5; on a CPU 1")
     parser.add_argument("--blocks", type=int, default=6, help="blocks, each with all entries, in rotating order")
     parser.add_argument("--only", action="append", metavar="ENTRY", help="only entries of this name; may be repeated")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs/results/kernels", help="folder of the results")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs/results", help="folder of kernels.md, .json and .png")
     options = parser.parse_args()
     if options.device == "cuda" and not torch.cuda.is_available():
         sys.exit("no GPU here; --device cpu runs the benchmark on small shapes, which says nothing about a GPU")
