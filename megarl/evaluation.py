@@ -27,9 +27,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from megarl.config import Config, dump_config, load_config
+from megarl.files import sha256, writing
 from megarl.runlog import package_versions
 from megarl.types import Prompt, RewardStatus, SampleGroup, UserError
 
+GO_ON = "then run the same command again: it loses nothing"
 Row = dict[str, Any]  # a line of problems.jsonl
 TOLD = ("set", "id", "problem", "answer")  # of a row, about its problem
 # What the numbers don't depend on: the rest must be as it was for an evaluation to go on. A model may lie elsewhere.
@@ -137,7 +139,7 @@ class EvaluationFolder:
         """Save a batch, durably, and say how far the evaluation is."""
         rows = [_row(group) for group in groups]
         content = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
-        with _writing(self.path):
+        with writing(self.path, GO_ON):
             self.path.touch()
             with self.path.open("r+b") as file:
                 file.truncate(self._end)  # what a crash has left of this batch
@@ -175,7 +177,7 @@ class EvaluationFolder:
     def write(self, name: str, text: str) -> None:
         """Replace a small file, whole or not at all."""
         partial = self.folder / f"{name}.partial"
-        with _writing(self.folder / name):
+        with writing(self.folder / name, GO_ON):
             partial.write_text(text, encoding="utf-8")
             partial.replace(self.folder / name)
 
@@ -185,7 +187,7 @@ class EvaluationFolder:
         return self._lock.fileno()
 
     def __enter__(self) -> EvaluationFolder:
-        with _writing(self.folder):
+        with writing(self.folder, GO_ON):
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / "lock").open("w")
             try:
@@ -278,7 +280,7 @@ def _inputs(config: Config, prompts: list[Prompt], model: Path) -> dict[str, str
         **{f"reward.name/{file}": file for file in code if file.is_file()},
     }
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
-        hashes = dict(zip(files, pool.map(_sha256, files.values()), strict=True))
+        hashes = {name: f"sha256 {found}" for name, found in zip(files, pool.map(sha256, files.values()), strict=True)}
     sets: dict[str, list[list[str]]] = {}
     for prompt in prompts:
         sets.setdefault(prompt.source, []).append(_told(prompt))
@@ -286,24 +288,6 @@ def _inputs(config: Config, prompts: list[Prompt], model: Path) -> dict[str, str
         digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
         hashes[f"data.eval/{name}"] = f"{len(told)} problems, sha256 {digest}"
     return hashes
-
-
-def _sha256(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return f"sha256 {hashlib.file_digest(file, 'sha256').hexdigest()}"
-    except OSError as error:
-        raise UserError(f"{path} can't be read: {error.strerror}") from None
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"{path} can't be written: {error.strerror}; see to it, then run the same command again: it loses nothing"
-        ) from None
 
 
 def _told(prompt: Prompt) -> list[str]:

@@ -19,6 +19,7 @@ from megarl.config import DataConfig, load_config
 from megarl.data.benchmarks import BOXED, EVALUATION_SETS, LIST, TRAINING_SETS, Layout, ProblemSet
 from megarl.data.overlap import NGRAM
 from megarl.data.prepare import REASONS, Preparation, prepare
+from megarl.data.sources import is_file_name
 from megarl.published import SETTINGS
 from megarl.types import UserError
 
@@ -96,6 +97,11 @@ def _job(options: argparse.Namespace) -> Preparation:
     if options.out.suffix != ".jsonl":
         raise UserError(f"--out {options.out}: should end in .jsonl")
     named = options.source in TRAINING_SETS
+    for option in ("subset", "split"):
+        if getattr(options, option) and is_file_name(options.source):
+            raise UserError(
+                f"--{option} {getattr(options, option)}: {options.source} is a file; that is for hub data sets"
+            )
     preset = options.preset or (options.source if named else "generic")
     columns = (options.problem_column, options.answer_column, options.answer_rule)
     if preset == "generic":

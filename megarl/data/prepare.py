@@ -34,9 +34,11 @@ from megarl.data.benchmarks import ProblemSet, UnusableRow
 from megarl.data.overlap import NGRAM, EvaluationProblems, canonical, digest
 from megarl.data.prompts import encode_prompts, load_problems, stable_hash
 from megarl.data.sources import Rows, is_file_name
+from megarl.files import sha256, writing
 from megarl.runlog import package_versions
 from megarl.types import UserError
 
+ELSEWHERE = "or name another --out"
 REASONS = ("unusable", "duplicate", "contaminated", "too_long")
 Advance = Callable[[int, int, int | None], None]  # rows read; how far the source is: done, of total
 
@@ -88,12 +90,13 @@ def prepare(job: Preparation, advance: Advance | None = None) -> dict[str, Any]:
                 source_hash.update(json.dumps(row, sort_keys=True, default=str).encode())
             if advance:
                 advance(counts["read"], rows.done, rows.total)
-            question, answer = "", ""
+            layout = job.problem_set.layout_of(row)
             try:
-                question, answer = job.problem_set.layout_of(row).read(where, row)
+                question, answer = layout.read(where, row)
                 reason, detail = checks.reason_to_drop(question, answer)
             except UnusableRow as error:
                 reason, detail = "unusable", str(error).removeprefix(f"{where}: ")
+                question = " ".join(str(row[column]) for column in layout.problem)
             if reason:
                 counts[reason] += 1
                 outputs["dropped"].write({"where": where, "reason": reason, "detail": detail, "question": question})
@@ -102,8 +105,11 @@ def prepare(job: Preparation, advance: Advance | None = None) -> dict[str, Any]:
             counts[kind] += 1
             outputs[kind].write({"id": where.rpartition("/")[2], "question": question, "answer": answer})
         if not counts["train"]:
-            told = ", ".join(f"{counts[reason]} {reason}" for reason in REASONS if counts[reason]) or "no rows"
-            raise UserError(f"{job.source}: of {counts['read']} rows none is left to train on ({told})")
+            told = [f"{counts[reason]} {reason}" for reason in REASONS if counts[reason]]
+            told += [f"{counts['eval']} held out by --eval-fraction"] * (counts["eval"] > 0)
+            raise UserError(
+                f"{job.source}: of {counts['read']} rows none is left to train on ({', '.join(told) or 'no rows'})"
+            )
         last = outputs.pop("manifest")
         if not job.eval_fraction:
             outputs.pop("eval")
@@ -111,7 +117,7 @@ def prepare(job: Preparation, advance: Advance | None = None) -> dict[str, Any]:
             "source": {
                 "name": job.source,
                 **({} if is_file else {"subset": job.problem_set.subset, "split": job.problem_set.split}),
-                "sha256": _file_hash(Path(job.source)) if is_file else source_hash.hexdigest(),
+                "sha256": sha256(Path(job.source)) if is_file else source_hash.hexdigest(),
                 "hashed": "the file" if is_file else "the rows read",
             },
             "counts": dict(counts),
@@ -180,7 +186,7 @@ class _Checks:
                 self.sets[problem.source] = {
                     "source": str(path),
                     "problems": 0,
-                    "sha256": _file_hash(path) if path.is_file() else None,
+                    "sha256": sha256(path) if path.is_file() else None,
                 }
             self.sets[problem.source]["problems"] += 1
             self._evaluation.add(problem.id, problem.text)
@@ -213,14 +219,14 @@ class _Output:
 
     def write(self, row: dict[str, Any], indent: int | None = None) -> None:
         line = (json.dumps(row, ensure_ascii=False, indent=indent) + "\n").encode()
-        with _writing(self.path):
+        with writing(self.path, ELSEWHERE):
             self._file.write(line)
         self._hash.update(line)
         self.rows += 1
 
     def finish(self) -> str:
         """No more rows; the hash of them all."""
-        with _writing(self.path):
+        with writing(self.path, ELSEWHERE):
             self._file.flush()
             os.fsync(self._file.fileno())
         return self._hash.hexdigest()
@@ -228,12 +234,12 @@ class _Output:
     def commit(self) -> None:
         if self.path.exists():
             raise UserError(f"{self.path} exists; name another --out")
-        with _writing(self.path):
+        with writing(self.path, ELSEWHERE):
             self._partial.replace(self.path)
         self._committed = True
 
     def __enter__(self) -> _Output:
-        with _writing(self.path):
+        with writing(self.path, ELSEWHERE):
             self._file = self._partial.open("wb")
         return self
 
@@ -249,7 +255,7 @@ class _Output:
 def _folder(path: Path) -> Iterator[None]:
     """Make a folder, for good unless an exception comes."""
     made = [folder for folder in (path, *path.parents) if not folder.exists()]
-    with _writing(path):
+    with writing(path, ELSEWHERE):
         path.mkdir(parents=True, exist_ok=True)
     try:
         yield
@@ -260,22 +266,9 @@ def _folder(path: Path) -> Iterator[None]:
         raise
 
 
-@contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"{path} can't be written: {error.strerror}; see to it, or name another --out") from None
-
-
 def _draw(seed: int, question: str) -> float:
     """A number in [0, 1) that depends on seed and problem alone: a split survives other rows coming and going."""
     return stable_hash(seed, "split", canonical(question)) / 2**63
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _versions() -> dict[str, str]:

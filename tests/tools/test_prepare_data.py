@@ -95,6 +95,7 @@ def test_every_row_is_kept_or_dropped_with_a_reason(folder, capsys):
         "46": ("unusable", "column 'question' is empty or not text: None"),
     }
     assert dropped["43"]["question"] == CONTAMINATED
+    assert dropped["45"]["question"] == ROWS[44]["question"]
     assert "contaminated" in capsys.readouterr().out
 
 
@@ -201,6 +202,10 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(folder, capsys):
     write(folder / "taken.jsonl", [])
     assert "empty.jsonl: of 0 rows none is left to train on (no rows)" in refusal(capsys, folder, source="empty.jsonl")
     assert "of 3 rows none is left to train on (3 unusable)" in refusal(capsys, folder, source="proofs.jsonl")
+    held_out = refusal(capsys, folder, "--eval-fraction", "0.999999", "--limit", "3")
+    assert "none is left to train on (3 held out by --eval-fraction)" in held_out
+    for option in ("--split", "--subset"):
+        assert f"{option} test: " in refusal(capsys, folder, option, "test")
     assert "taken.jsonl exists; name another --out" in refusal(capsys, folder, out="taken.jsonl")
     assert "gone.jsonl does not exist" in refusal(capsys, folder, source="gone.jsonl")
     assert "should end in .jsonl" in refusal(capsys, folder, out="out.csv")
