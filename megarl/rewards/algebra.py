@@ -70,33 +70,86 @@ def _same_up_to_a_factor(given: list[str], wanted: list[str]) -> bool:
 
 
 @cache
-def _extraction() -> list[Any]:
-    """math-verify's LaTeX reading of one answer: no search in prose, and no stripping of `2h` to 2 as a unit."""
-    from math_verify import LatexExtractionConfig, LatexNormalizationConfig
+def _spelling() -> Any:
+    """What math-verify repairs in LaTeX before it reads it: not `2h`, which it would take for 2 of a unit."""
+    from math_verify import LatexNormalizationConfig
 
-    spelling = LatexNormalizationConfig(
-        basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last"
-    )
-    return [LatexExtractionConfig(False, boxed_match_priority=0, normalization_config=spelling)]
+    return LatexNormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last")
 
 
 def _parse(answer: str) -> list[Any]:
-    """What the answer can mean: a sympy object, or text, or both; empty if math-verify can't read it."""
-    from math_verify import parse
+    """What the answer can mean: a sympy object, or text, or both; empty if math-verify's parser can't read it."""
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy, normalize_latex
+    from math_verify.grader import should_treat_as_complex
 
     if TRIGONOMETRIC.search(answer):
         answer = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", answer)
     try:
-        meanings = parse(f"\\boxed{{{answer}}}", _extraction(), parsing_timeout=None, raise_on_error=True)
-        return [_with_imaginary_unit(meaning) for meaning in meanings]
+        named = _with_names(answer)
+        if _UNREADABLE.search(named):
+            return []
+        text = normalize_latex(f"\\boxed{{{named}}}", config=_spelling())
+        is_real, case_sensitive = not should_treat_as_complex(answer), ConversionConfig(lowercase_symbols=False)
+        meaning = latex2sympy(text, is_real=is_real, normalization_config=None, conversion_config=case_sensitive)
+        return [_with_imaginary_unit(meaning), text]
     except MemoryError:
         raise
     except Exception:  # its parser raises anything on malformed LaTeX
         return []
 
 
+# What the parser would drop: a prime or transpose of more than a name, and zeros in front, as in (1,000).
+_UNREADABLE = re.compile(r"['\"]|\\prime|(?<!matrix\})\^\{?(?:T|\\top|\\intercal|\\dagger)(?![A-Za-z])|,0[0-9]")
+_COMMAND = r"\\(?:begin|end|operatorname|mathbb|mathcal|mathfrak)\{[^{}]*\}|\\text\{[^{}]{2,}\}"
+_LETTER = (
+    r"\\text\{(?P<roman>[A-Za-z])\}"
+    r"|\\(?:(?:var)?(?:alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|upsilon"
+    r"|phi|chi|psi|omega)|Delta|Theta|Lambda|Xi|Sigma|Upsilon|Phi|Psi|Omega|ell)(?![A-Za-z])|[A-Za-z]"
+)
+_ACCENT = r"\\(?:bar|overline|vec|overrightarrow|hat|tilde|widetilde|dot|ddot)\{[A-Za-z ]+\}"
+_SUBSCRIPT = r"_(?:\{(?:[^{}]|\{[^{}]*\})*\}|\\[A-Za-z]+|[0-9A-Za-z])"
+_TRANSPOSE = r"\^(?:\{(?:T|\\top|\\intercal|\\dagger)\}|(?:T|\\top|\\intercal|\\dagger)(?![A-Za-z]))"
+_NAME = re.compile(
+    rf"{_COMMAND}|(?P<letter>{_ACCENT}|{_LETTER})(?P<under>{_SUBSCRIPT})?"
+    rf"(?P<marks>'+|(?P<transpose>{_TRANSPOSE})|\^\{{\([0-9]\)\}})?(?P<behind>{_SUBSCRIPT})?"
+    r"(?P<argument>\((?:[0-9]+|[A-Za-z])\))?|\\(?:[A-Za-z]+|.)",
+    re.DOTALL,
+)
+_DIFFERENTIAL = re.compile(r"(?<![A-Za-z])d ?$")
+
+
+def _with_names(text: str) -> str:
+    r"""The text with a variable's name for each name that the parser or math-verify would take for another.
+
+    They drop primes and transposes, take I for the imaginary unit and compare long names in lower case.
+    """
+    return _NAME.sub(_name, text)
+
+
+def _name(match: re.Match[str]) -> str:
+    letter, marks, argument = match["roman"] or match["letter"], match["marks"] or "", match["argument"] or ""
+    if not letter:
+        return match[0]
+    before = match.string[max(0, match.start() - 16) : match.start()]
+    under = re.sub(r"\\text|[^A-Za-z0-9+*/=<>,-]", "", (match["under"] or "") + (match["behind"] or ""))
+    if letter == "e" and match["transpose"]:
+        return f"e^{{{_variable('T')}}}{match['behind'] or ''}{argument}"
+    if not (marks or under):
+        is_small = letter.lstrip("\\")[0].islower() and not re.fullmatch(_ACCENT, letter)
+        if is_small or (argument and letter not in "EI") or _DIFFERENTIAL.search(before):
+            return match[0]
+        if letter == "T" and before.endswith((r"matrix}^", r"matrix}^{")):
+            return match[0]
+    name = _variable(f"{letter}{'^T' if match['transpose'] else marks}{'_' if under else ''}{under}{argument}")
+    return f"{{{name}}}" if before.endswith(("^", "_")) else name
+
+
+def _variable(name: str) -> str:
+    return rf"\variable{{v{name.encode().hex()}}}"
+
+
 def _with_imaginary_unit(meaning: Any) -> Any:
-    """math-verify reads i as a variable, so that (1+i)^2 would not be 2i."""
+    """The parser reads i as a variable, so that (1+i)^2 would not be 2i."""
     from sympy import Expr, I
 
     units = [symbol for symbol in getattr(meaning, "free_symbols", ()) if symbol.name == "i"]

@@ -38,6 +38,9 @@ _RATIONAL = re.compile(
     r"(?:(?P<a>[0-9]+)\.?/(?P<b>[0-9]+)|\\frac\{(?P<minus>-?)(?P<n>[0-9]+)\}\{(?P<d>[0-9]+)\}))"
 )
 _WORD = re.compile(r"\(?([A-Za-z][A-Za-z '-]*)\)?")
+_HYPHENATED = re.compile(
+    r"[A-Za-z ']{4,}(?:-[A-Za-z ']{4,})+"
+)  # of shorter parts it is a difference, unless set as text
 _TEXT_ONLY = re.compile(r"\s*\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox)\s*\{[^{}]*\}[\s.]*")
 _CHOICE = re.compile(
     r"\\text\{(?:\((?P<a>[A-J])\)|(?P<b>[A-J])[).:])\}(?P<behind>.+)"
@@ -196,7 +199,7 @@ def _plain(answer: str, reference: str, value: Value) -> bool | None:
         return True
     if (answer_unit and reference.endswith("%")) or (reference_unit and answer.endswith("%")):
         return False
-    given, wanted = _WORD.fullmatch(answer), _WORD.fullmatch(reference)
+    given, wanted = (_word(side, bool(answer_is_text or reference_is_text)) for side in (answer, reference))
     if wanted and (reference_is_text or _is_word(wanted[1])):
         return given is not None and _same_word(given[1], wanted[1], bool(reference_is_text or answer_is_text))
     if given and wanted and (answer_is_text or _is_word(given[1])):
@@ -217,6 +220,11 @@ def _plain(answer: str, reference: str, value: Value) -> bool | None:
         percent, number = (given_value, wanted_value) if answer.endswith("%") else (wanted_value, given_value)
         return number in (percent, percent / 100)
     return given_value == wanted_value
+
+
+def _word(text: str, is_text: bool) -> re.Match[str] | None:
+    word = _WORD.fullmatch(text)
+    return word if word and (is_text or "-" not in text or _HYPHENATED.fullmatch(word[1])) else None
 
 
 def _is_word(text: str) -> bool:

@@ -34,6 +34,7 @@ _CHARACTERS = {
     "β": r"\beta ",
     "λ": r"\lambda ",
     "°": r"^\circ ",
+    "’′": "'",
     "⟨": r"\langle ",
     "⟩": r"\rangle ",
 }
@@ -45,6 +46,11 @@ _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 _TEXT = r"\\text\{([^{}]*)\}"
 _NUMBER = r"-?[0-9][0-9.,/:]*"
 
+
+def _primes(match: re.Match[str]) -> str:
+    return "'" * len(re.findall(r"\\prime|'", match[0]))
+
+
 # In this order. Spaces survive only between letters and digits, where dropping them would change the meaning.
 _SPELLING: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = tuple(
     (re.compile(pattern), replacement)
@@ -52,6 +58,7 @@ _SPELLING: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
         (r"√\s*(?:\(([^()]*)\)|([0-9.]+|[A-Za-z]))", r"\\sqrt{\1\2}"),
         (r"∛\s*(?:\(([^()]*)\)|([0-9.]+|[A-Za-z]))", r"\\sqrt[3]{\1\2}"),
         (r"\^\s*\{\s*\\circ\s*\}", r"^\\circ"),
+        (r"\^\s*(?:\{((?:\s*(?:\\prime(?![A-Za-z])|'))+)\s*\}|(\\prime(?![A-Za-z])))", _primes),
         (r"(?:\\\\|\\newline)\s*$", ""),
         (r"(?<=[0-9])(?:\{,\}|,\\!\s*)(?=[0-9]{3})", ""),
         (r"\\\$|[$€£¥]|(?<!\\)\\[()\[\]!]|\\displaystyle(?![A-Za-z])", ""),
