@@ -5,18 +5,26 @@ from __future__ import annotations
 import re
 
 _BRACE_OR_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)
-_NAMED = r"(?:[A-Za-z](?:_\{?[A-Za-z0-9]\}?)?\s*=\s*)?"
-_CONNECTED = re.compile(
-    r"[\s$]*(?:[,;]|[,;]?\s*(?:\\text\s*\{)?\s*(?:and|or)\s*\}?)(?:\s|\$|\\quad|\\[,;: ])*" + _NAMED
+# Between the boxes of one answer: what joins them, among delimiters, spacing and a short name of what comes.
+_JOINING = (
+    r"[,;/]|\\(?:lor|land|vee|wedge)(?![A-Za-z])"
+    r"|(?<![A-Za-z\\])(?:and|or|either|nor|else|also|alternatively|possibly|perhaps|maybe|equivalently|resp)(?![A-Za-z])"
 )
-MAX_GAP = 48  # characters between two boxes of one answer
+_CONNECTED = re.compile(
+    rf"(?=.*?(?:{_JOINING}))(?:{_JOINING}"
+    r"|[\s$*_~(){}.:]|\\(?:text|mbox|textbf|mathrm) ?\{|\\q?quad(?![A-Za-z])|\\[()\[\],;:! ]"
+    r"|\\?[A-Za-z]{1,8}'*(?:_\{?[A-Za-z0-9]{1,4}\}?)?(?:\([A-Za-z0-9,]{1,5}\))?\s*=)*",
+    re.IGNORECASE | re.DOTALL,
+)
+MAX_GAP = 64  # characters between two boxes of one answer
 
 
 def boxed_answer(text: str) -> str | None:
     r"""The content of the last balanced `\boxed{...}` or `\fbox{...}`; None if there is none.
 
-    Last means opened last, so `\boxed{x = \boxed{5}}` answers 5. Escaped braces don't count. Boxes joined by a comma,
-    "and" or "or" are one answer: `\boxed{2} and \boxed{3}` answers "2, 3", so naming several is no way to guess one.
+    Last means opened last, so `\boxed{x = \boxed{5}}` answers 5. Escaped braces don't count. Boxes with only a comma,
+    "and", "or" or the like between them are one answer: `\boxed{2} and \boxed{3}` answers "2, 3", so naming several is
+    no way to guess one.
     """
     open_braces: list[tuple[int, int] | None] = []  # where a box and its content start; None for any other brace
     boxes: list[tuple[int, int, int, int]] = []  # start of the content, its end, start and end of the box
@@ -35,7 +43,7 @@ def boxed_answer(text: str) -> str | None:
     boxes.sort()
     answer = [boxes.pop()]
     while boxes and 0 < answer[-1][2] - boxes[-1][3] <= MAX_GAP:
-        if not _CONNECTED.fullmatch(text, boxes[-1][3], answer[-1][2]):
+        if not _CONNECTED.fullmatch(text[boxes[-1][3] : answer[-1][2]]):
             break
         answer.append(boxes.pop())
     return ", ".join(text[start:end].strip() for start, end, *_ in reversed(answer))

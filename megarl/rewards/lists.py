@@ -16,6 +16,7 @@ _TOKEN = re.compile(
     r"|\\[A-Za-z]+|\\.",
     re.DOTALL,
 )
+DOTS = re.compile(r"\.{2,}|…|\\(?:[lc]?dots|dots[bcmio])(?![A-Za-z])")  # and so on
 _THOUSANDS_BEFORE = re.compile(r"(?:^|[^0-9.])[0-9]{1,3}(?:,[0-9]{3})*$")
 _THOUSANDS_AFTER = re.compile(r",(?:\\!\s*)?[0-9]{3}(?![0-9])")
 _WRAPPED = re.compile(r"\\(?:text|mbox|textbf|mathrm)\s*\{([^{}]*)\}")
@@ -33,7 +34,7 @@ def split_answers(text: str) -> list[str]:
     A comma between digits groups thousands where three digits follow it without a space, so lists are best written
     with ", ". \pm stands for two answers.
     """
-    text = text.strip().strip("$").strip().removesuffix(".")
+    text = DOTS.sub(r"\\ldots ", text).strip().strip("$").strip().removesuffix(".")
     if text.startswith((r"\(", r"\[")) and text.endswith((r"\)", r"\]")):
         text = text[2:-2].strip()
     if wrapped := _WRAPPED.fullmatch(text):
@@ -67,14 +68,14 @@ def _split(text: str) -> list[str]:
             depth += 1
         elif token["close"]:
             depth = max(depth - 1, 0)
-        elif depth == 0 and (token["conjunction"] or (token["comma"] and not _groups_digits(text, token.start()))):
+        elif depth == 0 and (token["conjunction"] or (token["comma"] and not groups_digits(text, token.start()))):
             parts.append(text[start : token.start()])
             start = token.end()
     parts.append(text[start:])
-    return [part.strip() for part in parts if part.strip(" $.\n")]
+    return [part.strip() for part in parts if part.strip(" $.\n") or DOTS.fullmatch(part.strip(" $\n"))]
 
 
-def _groups_digits(text: str, comma: int) -> bool:
+def groups_digits(text: str, comma: int) -> bool:
     return bool(_THOUSANDS_AFTER.match(text, comma) and _THOUSANDS_BEFORE.search(text[max(0, comma - 40) : comma]))
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from megarl.rewards.algebra import DECIMAL, TRIGONOMETRIC, equal
-from megarl.rewards.lists import all_of, match_lists, split_answers
+from megarl.rewards.lists import DOTS, all_of, match_lists, split_answers
 from megarl.rewards.normalise import MAX_CHARACTERS, normalise, spell, unit_of
 from megarl.rewards.relations import (
     APPROXIMATELY,
@@ -49,6 +49,8 @@ _CHOICE = re.compile(
 _CHOICE_LETTER = re.compile(r"\(?([A-J])\)?")
 _FUNCTION = re.compile(rf"{TRIGONOMETRIC.pattern}|\\det|\(")
 _IN_BASE = re.compile(r"([0-9][0-9A-F]*)_(?:([0-9])|\{([0-9]+)\})")
+_DATE = re.compile(r"[0-9]{4}([-/])[01]?[0-9]\1[0-3]?[0-9]|[0-3]?[0-9]([-/])[0-3]?[0-9]\2[0-9]{4}")
+_TRUTH = re.compile(r"t|f|true|false|y|n|yes|no", re.IGNORECASE)
 _INEQUALITY = re.compile(r"[<>≤≥≠∪]|\\(?:le|ge|lt|gt|ne)(?:q|qslant)?(?![A-Za-z])|\\cup(?![A-Za-z])|\\in(?![A-Za-z])|∈")
 
 Value = Callable[[str, str], bool | None]  # normalised answer and reference -> equal; None: undecided
@@ -88,10 +90,18 @@ def _compare(answer: str, reference: str, value: Value) -> bool | None:
     if (named_parts(given) and len(wanted) == 1) or (named_parts(wanted) and not named_parts(given)):
         ordered = as_point(answer) or given, as_point(reference) or wanted
         return len(ordered[0]) == len(ordered[1]) and all_of(map(same, *ordered))
+    if _is_sequence(given) and _is_sequence(wanted):
+        return len(given) == len(wanted) and all_of(map(same, given, wanted))
     verdict = match_lists(given, wanted, same)
     if verdict is False and len(given) != len(wanted) and _INEQUALITY.search(answer + reference):
         return value(answer, reference)  # two inequalities may be one interval
     return verdict
+
+
+def _is_sequence(parts: list[str]) -> bool:
+    """Whether these are truth values, or what goes on in dots: their order matters."""
+    spelled = [spell(part) for part in parts]
+    return any(map(DOTS.fullmatch, spelled)) or all(map(_TRUTH.fullmatch, spelled))
 
 
 def _same_interval(answer: str, reference: str, same: Value) -> bool | None:
@@ -211,6 +221,9 @@ def _plain(answer: str, reference: str, value: Value) -> bool | None:
         if given and wanted:
             return False
         return (given[1] if given else answer) == (wanted[1] if wanted else reference) or None
+    dates = _DATE.fullmatch(answer), _DATE.fullmatch(reference)
+    if all(dates) or (any(dates) and re.search("[-/]0", answer + reference)):
+        return False
     if max(answer.count(":"), reference.count(":")) > 1:
         return _same_ratio(answer.split(":"), reference.split(":"))
     given_value, wanted_value = _rational(answer.removesuffix("%")), _rational(reference.removesuffix("%"))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import lru_cache
 from unicodedata import normalize
 
+from megarl.rewards.lists import DOTS
 from megarl.rewards.units import split_unit, unit_named
 
 MAX_CHARACTERS = 512  # a longer answer counts only if equal as a string
@@ -35,6 +36,7 @@ _CHARACTERS = {
     "λ": r"\lambda ",
     "°": r"^\circ ",
     "’′": "'",
+    "”″": '"',
     "⟨": r"\langle ",
     "⟩": r"\rangle ",
 }
@@ -59,7 +61,9 @@ _SPELLING: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
         (r"∛\s*(?:\(([^()]*)\)|([0-9.]+|[A-Za-z]))", r"\\sqrt[3]{\1\2}"),
         (r"\^\s*\{\s*\\circ\s*\}", r"^\\circ"),
         (r"\^\s*(?:\{((?:\s*(?:\\prime(?![A-Za-z])|'))+)\s*\}|(\\prime(?![A-Za-z])))", _primes),
+        (DOTS.pattern, r"\\ldots "),
         (r"(?:\\\\|\\newline)\s*$", ""),
+        (r"(?<=[0-9])''", '"'),
         (r"(?<=[0-9])(?:\{,\}|,\\!\s*)(?=[0-9]{3})", ""),
         (r"\\\$|[$€£¥]|(?<!\\)\\[()\[\]!]|\\displaystyle(?![A-Za-z])", ""),
         (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~|\s", " "),

@@ -81,6 +81,9 @@ _TAIL = re.compile(
     r"| (?P<words>(?=.*[A-Za-z]{4})[A-Za-z]{3,}(?:[ /][A-Za-z]{2,})*)$"
 )
 _DEGREES = re.compile(r"(-?(?:[0-9.,]+|[0-9]*\\frac\{[^{}]*\}\{[^{}]*\}|\([^()]*\)|[A-Za-z]|\\[a-z]+))\^\\circ")
+_FEET_OR_INCHES = re.compile(
+    r"(-?(?:[0-9.,]+|[0-9]*\\frac\{[^{}]*\}\{[^{}]*\}))(['\"])"
+)  # or minutes or seconds of arc
 _SCALED = re.compile(rf"(?<=[0-9]) ?(\\text\{{)?({'|'.join(_SCALES)}|dozen)s?(?![A-Za-z])(?: of)?", re.IGNORECASE)
 _VALUE_END = re.compile(r"(?:[0-9)\]}%]|\\pi)$")
 _UNKNOWN = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")
@@ -97,6 +100,8 @@ def split_unit(text: str, expected: str = "") -> tuple[str, str]:
     text = _SCALED.sub(_factor, text).replace(r"\text{}", "")
     if degrees := _DEGREES.fullmatch(text):
         return degrees[1], "°"
+    if marked := _FEET_OR_INCHES.fullmatch(text):
+        return marked[1], marked[2]
     tail = _TAIL.search(text)
     if not tail or not tail.start():
         return text, ""

@@ -585,6 +585,26 @@ RIGHT: dict[str, list[tuple[str, str]]] = {
         ("counter-clockwise", r"\text{counter-clockwise}"),
         ("mother-in-law", r"\text{mother-in-law}"),
     ],
+    "and so on": [
+        ("1, 2, 3, ...", r"1, 2, 3, \ldots"),
+        ("1, 2, 3, …", r"1,2,3,\dots"),
+        ("1, 2, 3.", "1, 2, 3"),
+    ],
+    "feet and inches": [
+        ("5'3\"", "5'3''"),
+        ("5'", "5"),
+        ("30''", "30"),
+    ],
+    "dates, truths, thousands": [
+        ("(1, 0)", "(1,0)"),
+        ("(10,200)", "(10, 200)"),
+        ("2020-01-05", "2020-01-05"),
+        ("2020-05-01.", "2020-05-01"),
+        ("2020-5-1", "2014"),
+        ("True, False", "true, false"),
+        ("T, F, T", "T,F,T"),
+        (r"\text{yes, no}", "yes, no"),
+    ],
 }
 
 WRONG: dict[str, list[tuple[str, str]]] = {
@@ -1162,6 +1182,32 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("ad-bc", "bc-ad"),
         ("AB-CD", "ab-cd"),
     ],
+    "and so on": [
+        ("1, 2, 3, ...", "1, 2, 3"),
+        (r"1, 2, 3, \ldots", "1, 2, 3"),
+        ("1, 2, 3", "1, 2, 3, ..."),
+        ("3, 2, 1, ...", "1, 2, 3, ..."),
+    ],
+    "feet and inches": [
+        ("5'3\"", "53"),
+        ("6'2''", "62"),
+        ("5''", "5'"),
+        ("30''", "30'"),
+        (r"30^\circ 15'", "3015"),
+        ("5'", '5"'),
+    ],
+    "dates, truths, thousands": [
+        ("(1,000)", "(1,0)"),
+        ("(1,007)", "(1,7)"),
+        ("2020-01-05", "2020-05-01"),
+        ("2020/01/05", "2020/05/01"),
+        ("05/01/2020", "01/05/2020"),
+        ("2020-01-05", "2014"),
+        ("T, F, T", "T, T, F"),
+        ("True, False", "False, True"),
+        ("yes, no", "no, yes"),
+        ("Yes, No", "No, Yes"),
+    ],
 }
 
 # (response, reference, is right): where the answer is, not how it is spelled
@@ -1202,6 +1248,23 @@ WHOLE: list[tuple[str, str, bool]] = [
     (r"\boxed{\text{all of the above}}", "5", False),
     (r"\boxed{5} is my answer but it could be \boxed{6}", "5", False),
     ("I give up.", "0", False),
+    (r"\(\boxed{2}\) or \(\boxed{3}\)", "3", False),
+    (r"\(x=\boxed{2}\) and \(x=\boxed{3}\)", "2, 3", True),
+    (r"\[\boxed{2}\] Or \[\boxed{3}\]", "3", False),
+    (r"\[\boxed{2}\] OR $$\boxed{3}$$", "2, 3", True),
+    (r"\boxed{2}\lor\boxed{3}", "3", False),
+    (r"$\boxed{2} \vee \boxed{3}$", "3, 2", True),
+    (r"\boxed{2}/\boxed{3}", "3", False),
+    (r"**\boxed{2}**, or alternatively **\boxed{3}**", "3", False),
+    (r"\boxed{2} (or possibly \boxed{3})", "3", False),
+    (r"\boxed{2}\quad \text{or} \quad\boxed{3}", "3", False),
+    (r"\(x_1=\boxed{2}\) and \(f(2)=\boxed{3}\)", "2, 3", True),
+    (r"Either \boxed{2}. Or \boxed{3}.", "3", False),
+    (r"\(\boxed{2}\) \(\boxed{3}\)", "3", True),
+    (r"\boxed{2}, so it is \boxed{3}", "3", True),
+    ("\\boxed{2}.\n\n**Answer:** \\boxed{3}", "3", True),
+    ("\\boxed{2}\n\nx = \\boxed{3}", "3", True),
+    (r"\boxed{2} is wrong, or rather \boxed{3}", "3", True),
 ]
 
 _RESPONSES = (
