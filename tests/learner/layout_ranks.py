@@ -173,8 +173,13 @@ def unsettle(critic, mesh: Mesh) -> None:  # noqa: ANN001
 
 
 def run_update(model: str, recipe: Recipe, layout, mesh: Mesh) -> dict:  # noqa: ANN001
-    """What the distributed optimizer does to the weights; its gradients are sharded (eps=1 makes Adam smooth)."""
-    learner = Learner(config_for(model, layout), recipe, read_hf_config(model), mesh)
+    """What the distributed optimizer does to the weights; its gradients are sharded.
+
+    eps=1 makes Adam smooth, and the rate its steps large beside the rounding of the weights.
+    """
+    config = config_for(model, layout)
+    config = config.model_copy(update={"optim": config.optim.model_copy(update={"lr": 10.0})})
+    learner = Learner(config, recipe, read_hf_config(model), mesh)
     before = {name: tensor.clone() for name, tensor in learner.hf_weights()}
     update = learner.update(make_batch(recipe), step=0)
     moved = {name: tensor - before[name] for name, tensor in learner.hf_weights()}
