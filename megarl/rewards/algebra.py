@@ -15,6 +15,12 @@ from megarl.rewards.relations import split_sides
 
 DECIMAL = re.compile(r"(-?[0-9]*\.?([0-9]*))(?:(?:\\times|\\cdot) ?10\^\{?(-?[0-9]{1,3})\}?)?")
 TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
+_MIXED = re.compile(r"(?<![A-Za-z0-9.)}\]^_])([0-9]+) ?(\\frac\{[0-9]+\}\{[0-9]+\})")
+# Where the parser, which takes 2(6) for the mixed number 2 + 6, must be told that it is a product.
+_PRODUCT = re.compile(
+    r"(?<=\))(?=[0-9(]|\\frac)|(?<![A-Za-z0-9_^.])(?P<factor>[0-9.]+) ?(?=\(|\\frac|\{)"
+    r"|(?P<fraction>\\(?:frac|[dt]?binom)\{[^{}]*\}\{[^{}]*\}) ?(?=\(|\\frac|[0-9{])"
+)
 _DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\^\\circ")
 
 
@@ -85,7 +91,7 @@ def _parse(answer: str) -> list[Any]:
     if TRIGONOMETRIC.search(answer):
         answer = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", answer)
     try:
-        named = _with_names(answer)
+        named = _with_names(_PRODUCT.sub(r"\g<factor>\g<fraction>\\cdot ", _MIXED.sub(r"(\1+\2)", answer)))
         if _UNREADABLE.search(named):
             return []
         text = normalize_latex(f"\\boxed{{{named}}}", config=_spelling())

@@ -12,7 +12,7 @@ MAX_EXPONENTS = 10**7  # all integers in exponents multiplied, as in ((9^99)^99)
 MAX_POWER_OF_SUM = 64
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
-_FACTORIAL = re.compile(r"(?<!\\)!(?!=)")
+_FACTORIAL = re.compile(r"(?<!\\)!(?!=)|[0-9]!")
 _OPERATOR = re.compile(r"\\(?:i{1,3}nt|oint|sum|prod|coprod|lim|limsup|liminf)(?![A-Za-z])")
 _CODE = re.compile(r"__|(?<![A-Za-z\\])(?:import|lambda|eval|exec|open ?\()(?![A-Za-z])")
 _HUGE_FUNCTION = re.compile(r"\\(?:[dt]?binom|choose|Gamma|zeta)(?![A-Za-z])")

@@ -205,7 +205,7 @@ def _plain(answer: str, reference: str, value: Value) -> bool | None:
         return False
     answer_is_text, reference_is_text = _TEXT_ONLY.fullmatch(answer), _TEXT_ONLY.fullmatch(reference)
     answer, reference = normalise(answer, reference_unit), normalise(reference, answer_unit)
-    if answer == reference:
+    if _tight(answer) == _tight(reference):
         return True
     if (answer_unit and reference.endswith("%")) or (reference_unit and answer.endswith("%")):
         return False
@@ -233,6 +233,11 @@ def _plain(answer: str, reference: str, value: Value) -> bool | None:
         percent, number = (given_value, wanted_value) if answer.endswith("%") else (wanted_value, given_value)
         return number in (percent, percent / 100)
     return given_value == wanted_value
+
+
+def _tight(text: str) -> str:
+    """Without spaces that change nothing: between a digit and a letter, and at a factorial's mark."""
+    return re.sub(r"(?<=[0-9]) (?=[A-Za-z])|(?<=[a-z]) (?=[(0-9])| (?=!)|(?<=!) ", "", text)
 
 
 def _word(text: str, is_text: bool) -> re.Match[str] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from math import factorial
 from unicodedata import normalize
 
 from megarl.rewards.lists import DOTS
@@ -46,7 +47,14 @@ _SUPERSCRIPTS = re.compile(r"(?<=[A-Za-z0-9)\]}])[⁰¹²³⁴⁵⁶⁷⁸⁹⁻
 _SUPERSCRIPT = str.maketrans("⁰¹²³⁴⁵⁶⁷⁸⁹⁻", "0123456789-")
 
 _TEXT = r"\\text\{([^{}]*)\}"
+_SYMBOL = r"\\(?:pi|alpha|beta|gamma|theta|lambda|mu|omega|phi|sigma|rho|tau)(?![A-Za-z])"
 _NUMBER = r"-?[0-9][0-9.,/:]*"
+
+
+def _flat_units(match: re.Match[str]) -> str:
+    r"""Exponents in text behind it: \text{m s^{-1}} as \text{m s}^{-1}."""
+    outside = re.sub(r"(\^\{-?[0-9]\})", r"}\1\\text{", match[1])
+    return re.sub(r"\\text\{ *\}", "", rf"\text{{{outside}}}")
 
 
 def _primes(match: re.Match[str]) -> str:
@@ -70,13 +78,14 @@ _SPELLING: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
         (r"\\(?:left|right)(?![A-Za-z])\s*\.?|\\[Bb]igg?[lr]?(?![A-Za-z])", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
         (r"\\(?:text(?:bf|it|rm|normal)|math(?:rm|bf|it)|mbox)\s*\{", r"\\text{"),
+        (r"\\text\{([^{}]*\^\{-?[0-9]\}(?:[^{}]|\^\{-?[0-9]\})*)\}", _flat_units),
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
         (r"\\(l|r)angle(?![A-Za-z])", lambda match: "(" if match[1] == "l" else ")"),
         (r"\\leq(?:q|slant)?(?![A-Za-z])|<=", r"\\le "),
         (r"\\geq(?:q|slant)?(?![A-Za-z])|>=", r"\\ge "),
         (r"\\lt(?![A-Za-z])", "<"),
         (r"\\gt(?![A-Za-z])", ">"),
-        (r"\\neq(?![A-Za-z])|!=", r"\\ne "),
+        (r"\\neq(?![A-Za-z])|(?<![0-9])!=", r"\\ne "),
         (r"\{,\}", ","),
         (r"\\?%", "%"),
         (r" +", " "),
@@ -84,18 +93,26 @@ _SPELLING: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
         (rf"^ ?{_TEXT}[ .]*$", r"\1"),
         (r"(?<![A-Za-z0-9]) | (?![A-Za-z0-9])", ""),
         (r"(?<=[0-9])\(([A-Za-z][A-Za-z ]{3,})\)$", r"\\text{\1}"),
-        (r"^(?:\\approx(?![A-Za-z])|=) ?", ""),
+        (r"^(?:\\(?:approx|therefore|Rightarrow|Longrightarrow|implies)(?![A-Za-z])|[=∴⇒]) ?", ""),
         (r"^\\\{\\\}$", r"\\emptyset"),
+        (rf"\\(frac|sqrt) ?({_SYMBOL}) ?", r"\\\1{\2}"),
         (r"\\frac ?([0-9])|\\frac ([A-Za-z])", r"\\frac{\1\2}"),
+        (rf"(\\frac\{{[^{{}}]*\}}) ?({_SYMBOL})", r"\1{\2}"),
         (r"(\\frac\{[^{}]*\}) ?([0-9A-Za-z])", r"\1{\2}"),
         (r"\\sqrt ?([0-9])|\\sqrt ([A-Za-z])", r"\\sqrt{\1\2}"),
         (r"\\sqrt\[([0-9]*[13579])\]\{-((?:[^{}+-]|\{[^{}]*\})+)\}", r"(-\\sqrt[\1]{\2})"),
         (r"([\^_])\{([0-9A-Za-z])\}(?![0-9A-Za-z])", r"\1\2"),
         (r"(?<=.)\.$", ""),
-        (r"^([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))[eE]([+-]?[0-9]{1,4})$", r"\1\\times10^{\2}"),
+        (r"^([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))[eE]([+-]?[0-9]{1,4})(?=$| ?\\text\{| [A-Za-z])", r"\1\\times10^{\2}"),
         (r"(?<=[0-9]) ?(?:\\text\{ ?)?(?:percent|pct)\}?$", "%"),
     )
 )
+_LOOKS = re.compile(
+    r"\\[hv]?phantom ?\{[^{}]*\}|\\(?:textcolor|color|colorbox) ?\{[^{}]*\}"
+    r"|\\(?:bf|it|rm|sf|tt|large|Large|LARGE|huge|Huge|small|normalsize|boldmath|bfseries)(?![A-Za-z])"
+)
+_BOLD = re.compile(r"\s*\*\*([^*]+)\*\*\s*")
+_FACTORIAL = re.compile(r"(?<![\^0-9.,])(1[0-9]|20|[0-9])!(?!!)")
 _CURRENCY = re.compile(r"\\\$|[€£]")
 _ONLY_TEXT = re.compile(r"[\s$]*\\(?:text|math)[a-z]*\s*\{[^{}]*\}[\s$.]*")
 _THOUSANDS = re.compile(r"-?[0-9]{1,3}(?:[, ][0-9]{3})+(?:\.[0-9]+)?%?")
@@ -110,9 +127,15 @@ def normalise(answer: str, unit: str = "") -> str:
     With `unit`, bare letters that make this unit are one too: the m of `5 m`, which else is a variable.
     """
     answer = split_unit(spell(answer), unit)[0].removeprefix("+")
+    answer = _FACTORIAL.sub(lambda match: _computed(match, whole=match[0] == answer), answer)
     if _THOUSANDS.fullmatch(answer):
         answer = answer.replace(",", "").replace(" ", "")
     return answer
+
+
+def _computed(factorial_: re.Match[str], whole: bool) -> str:
+    value = str(factorial(int(factorial_[1])))
+    return value if whole else f"({value})"
 
 
 def unit_of(answer: str, expected: str = "") -> str:
@@ -127,6 +150,9 @@ def unit_of(answer: str, expected: str = "") -> str:
 @lru_cache(maxsize=1024)  # asked for by several steps about the same answer
 def spell(answer: str) -> str:
     """One spelling for what differs in typesetting only, units kept."""
+    answer = _LOOKS.sub("", answer)
+    if bold := _BOLD.fullmatch(answer):
+        answer = bold[1]
     for _ in range(MAX_WRAPPINGS):
         wrapped = _WRAPPED.fullmatch(answer)
         if wrapped and _is_group(wrapped[1]) and not _ONLY_TEXT.fullmatch(answer):

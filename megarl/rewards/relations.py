@@ -8,7 +8,7 @@ from megarl.rewards.lists import split_answers, split_at
 from megarl.rewards.normalise import spell
 
 APPROXIMATELY = re.compile(r"\\(?:approx|simeq|doteq)(?![A-Za-z])|≈|≃")
-_EQUALS = re.compile(rf"(?<![<>!:=])=(?!=)|{APPROXIMATELY.pattern}")
+_EQUALS = re.compile(rf"(?<![<>:=])(?<![^0-9]!)=(?!=)|{APPROXIMATELY.pattern}")
 
 _GREEK = (
     r"\\(?:var)?(?:alpha|beta|gamma|delta|epsilon|zeta|eta|theta|kappa|lambda|mu|nu|xi|rho|sigma|tau|phi|chi|psi|omega"
@@ -20,11 +20,16 @@ _MARKS = (
     rf"(?:\({_ATOM}(?:,{_ATOM})*\)|(?<=[A-Z])\([^()]*\))?"
 )
 _LETTER = re.compile(rf"(?P<letter>{_GREEK}|\\text\{{[^{{}}]*\}}|[A-Z]+|[a-z])(?P<marks>{_MARKS})")
+_FUNCTIONS = "sin|cos|tan|cot|sec|csc|det"
+_SYMBOL = rf"(?:[A-Za-z]|{_GREEK})"
 _OF_A_FIGURE = re.compile(  # not of an unknown: that is an equation to solve
-    rf"\\(?:angle|measuredangle|triangle|sin|cos|tan|cot|sec|csc|det) ?(?:[A-Z]+|{_GREEK})|m\\angle ?[A-Z]+"
-    r"|[|\[][A-Z]{2,}[|\]]|\|?\\(?:overline|vec|overrightarrow|hat)\{[A-Za-z]+\}\|?"
+    rf"\\(?:angle|measuredangle|triangle|{_FUNCTIONS}) ?(?:[A-Z]+|{_GREEK})|m\\angle ?[A-Z]+"
+    rf"|\\(?:{_FUNCTIONS})\((?:[A-Z]+|{_GREEK}|\\angle ?[A-Z]+)\)|\\Pr ?(?:\([^()]*\)|\[[^\[\]]*\])"
+    r"|[|\[][A-Z]{2,}[|\]]|\|(?:[zwA-Z])\||\|?\\(?:overline|bar|vec|overrightarrow|hat)\{[A-Za-z]+\}\|?"
+    rf"|\\frac\{{(?:d|\\partial) ?{_SYMBOL}\}}\{{(?:d|\\partial) ?{_SYMBOL}\}}"
     r"|\\text\{[^{}]*\}[A-Z]+|[A-Za-z]{4,}|[A-Za-z]+(?: [A-Za-z]+)+"
 )
+_ARGUMENT = re.compile(r"^[^(]*")  # all but it
 _COMMAND = re.compile(rf"(?!{_GREEK}|\\text\{{)\\(?:(?:begin|end)\{{[a-z]+\}}|[A-Za-z]+ ?)")
 _CONSTANTS = {"e", "i"}
 
@@ -42,7 +47,7 @@ def is_name(side: str) -> bool:
         return all(map(is_name, names)) and names == sorted(names, key=_order)
     letter = _LETTER.fullmatch(side)
     if letter:
-        return letter["letter"] not in _CONSTANTS and letter["letter"] not in letter["marks"]
+        return letter["letter"] not in _CONSTANTS and letter["letter"] not in _names(_ARGUMENT.sub("", side))[0]
     return bool(_OF_A_FIGURE.fullmatch(side))
 
 

@@ -51,7 +51,13 @@ _SYNONYMS = {
     "pm": "pm",
     "": "unit",
 }
-_UNIT_OF = {name: unit for unit, names in _SYNONYMS.items() for name in names.split()}
+_PREFIXES = ("f", "p", "n", "u", "µ", "μ", "m", "c", "k", "M", "G", "T")
+_PREFIXED = tuple("mgslLNJWVAKCTFHΩ") + ("Hz", "Pa", "eV", "mol")
+_UNIT_OF = {
+    prefix + unit: prefix.replace("μ", "µ").replace("u", "µ") + unit for prefix in _PREFIXES for unit in _PREFIXED
+}
+_UNIT_OF |= {unit: unit for unit in ("A", "eV", "T", "Ω", "ohm")} | {"ohm": "Ω"}
+_UNIT_OF |= {name: unit for unit, names in _SYNONYMS.items() for name in names.split()}
 _POWER_WORDS = {"square": 2, "sq": 2, "cubic": 3}
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}  # powers of ten
 
@@ -77,6 +83,7 @@ _TAIL = re.compile(
     rf"| ?(?P<known>(?:(?:square|cubic|sq\.?) )?{_WRITTEN_OUT}(?:(?:/| per )(?:{_WRITTEN_OUT}|s|h))?(?:{_EXPONENT})?)$"
     r"|(?P<celsius>\^\\circ ?[CF])$"
     r"| (?P<meridiem>[AaPp]\.?[Mm]\.?)$"
+    rf"|(?P<greek>(?<=[0-9])(?: ?[kMGm]?\\Omega|\\mu ?(?:[msglLFHCVAWN]|\\Omega|\\text\{{[^{{}}]*\}}))(?![A-Za-z]))$"
     rf"| (?P<symbols>{_SYMBOL}(?:(?:/|\\cdot ?|\*| ){_SYMBOL})*)$"
     r"| (?P<words>(?=.*[A-Za-z]{4})[A-Za-z]{3,}(?:[ /][A-Za-z]{2,})*)$"
 )
@@ -87,7 +94,7 @@ _FEET_OR_INCHES = re.compile(
 _SCALED = re.compile(rf"(?<=[0-9]) ?(\\text\{{)?({'|'.join(_SCALES)}|dozen)s?(?![A-Za-z])(?: of)?", re.IGNORECASE)
 _VALUE_END = re.compile(r"(?:[0-9)\]}%]|\\pi)$")
 _UNKNOWN = re.compile(r"(?<![A-Za-z\\])[A-Za-z]")
-_WORD = re.compile(r"(?P<word>[A-Za-z°$€£']+) ?(?:\^\{?(?P<power>-?[0-9])\}?)?")
+_WORD = re.compile(r"(?P<word>[A-Za-z°$€£'µμΩ]+) ?(?:\^\{?(?P<power>-?[0-9])\}?)?")
 _PLURAL = re.compile(r"(?:i?e?s|ie|e|y)$")
 
 
@@ -109,9 +116,16 @@ def split_unit(text: str, expected: str = "") -> tuple[str, str]:
     is_known = unit is not None and "_" not in unit
     if unit is None or not (is_known or (_VALUE_END.search(value) and not _UNKNOWN.search(value))):
         return text, ""
-    if tail["symbols"] and not (_VALUE_END.search(value) and (unit == expected or (is_known and "/" in unit))):
+    if tail["symbols"] and not (
+        _VALUE_END.search(value) and (unit == expected or (is_known and ("/" in unit or _is_long(tail[0]))))
+    ):
         return text, ""
     return value, unit
+
+
+def _is_long(symbols: str) -> bool:
+    """Whether this is one symbol of several letters, such as nm or eV, which nobody writes for a product."""
+    return bool(re.fullmatch(r" ?[A-Za-z]{2,}", symbols))
 
 
 def _factor(scale: re.Match[str]) -> str:
@@ -121,6 +135,7 @@ def _factor(scale: re.Match[str]) -> str:
 
 def unit_named(text: str) -> str | None:
     """The one spelling of a unit, names that aren't known behind an underscore; None where the text is no unit."""
+    text = re.sub(r"\\mu ?(?:\\text\{ ?([^{}]*)\}|(?=[A-Za-zΩ]))", r" µ\1", text.replace(r"\Omega", "Ω"))
     text = re.sub(r"\^\\circ ?", " °", re.sub(r"\\text\{([^{}]*)\}", r" \1 ", text)).replace(r"\cdot", " ")
     text = re.sub(r"\b([ap]) m\b", r"\1m", re.sub(r"[*. ]+", " ", text), flags=re.IGNORECASE)
     text = re.sub(r"(?<=[A-Za-z]) squared\b", "^2", re.sub(r"(?<=[A-Za-z]) cubed\b", "^3", text))

@@ -258,6 +258,6 @@ def test_ordinary_answers_pass_the_guards(answer):
 
 
 def test_a_guarded_answer_may_still_equal_the_reference_as_a_string():
-    assert guard("10!") is not None
-    assert fast_verdict("$10!$", "10!") is True
+    assert guard("30!") is not None
+    assert fast_verdict("$30!$", "30!") is True
     assert fast_verdict("9" * 600, "9" * 600) is True
