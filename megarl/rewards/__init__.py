@@ -27,8 +27,7 @@ REWARDS = {
         math.fast_verdict,
         guards.guard,
         math.math_verify_verdict,
-        # Imports and builds the parser, so that no answer pays for it.
-        prepare=lambda: math.math_verify_verdict(r"\frac{1}{2}", "x"),
+        math.prepare,
     ),
     "countdown": Reward(countdown.extract_answer, countdown.fast_verdict, countdown.guard, countdown.verdict),
     "format": Reward(str, layout.has_layout, lambda _: None, layout.has_layout, whole_response=True),

@@ -46,6 +46,13 @@ def equal(answer: str, reference: str) -> bool:
     return False
 
 
+def forget() -> None:
+    """Empty sympy's cache, so that no answer's time and so no verdict depends on the answers before it."""
+    from sympy.core.cache import clear_cache
+
+    clear_cache()
+
+
 def _is_rounded_by(answer: str, decimal: str) -> bool:
     """Whether the decimal is the answer to half a unit of its last digit."""
     match = DECIMAL.fullmatch(decimal)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from fractions import Fraction
 
-from megarl.rewards.algebra import DECIMAL, TRIGONOMETRIC, equal
+from megarl.rewards.algebra import DECIMAL, TRIGONOMETRIC, equal, forget
 from megarl.rewards.lists import DOTS, all_of, match_lists, split_answers
 from megarl.rewards.normalise import MAX_CHARACTERS, normalise, spell, unit_of
 from megarl.rewards.relations import (
@@ -287,4 +287,16 @@ def math_verify_verdict(answer: str, reference: str) -> bool:
     """math-verify's verdict. May take unbounded time: run it where it can be killed. Raises MemoryError only, and only
     where math-verify doesn't itself count one as inequality.
     """
+    forget()
     return bool(_compare(answer, reference, equal))
+
+
+def prepare() -> None:
+    """Imports and builds what the first answers would have to pay for."""
+    for answer, reference in (
+        (r"\frac{1}{2}", "x"),
+        (r"\sqrt{8}\sin x^2", r"2\log_2 x"),
+        (r"\begin{pmatrix}1&2\end{pmatrix}", r"\{3,4\}"),
+        ("2x+y=1", "y=x"),
+    ):
+        math_verify_verdict(answer, reference)
