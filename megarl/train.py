@@ -15,6 +15,7 @@ from megarl.learner.checkpoint import CheckpointStore
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
 from megarl.learner.model import check_precision
+from megarl.memory import memory_of_ranks
 from megarl.metrics import evaluation_metrics, sample_metrics, update_metrics
 from megarl.models.family import architecture, read_hf_config
 from megarl.models.weights import hf_names
@@ -99,6 +100,7 @@ def train(config: Config, resume: bool = False) -> None:
                 with log.phase("checkpoint"):
                     state = {"evaluations": evaluations}
                     store.write(done, learner.trainables, config.model.path, state)
+            metrics |= memory_of_ranks(mesh)
             log.step(done, metrics | log.take_times(), [*rollout.groups, *rollout.replaced])
             if save:
                 store.commit(done)  # after the step's record: a resumed run begins behind both

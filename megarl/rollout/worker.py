@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from megarl.memory import give_back
 from megarl.rollout.messages import Request, Response, Sampling
 
 PR_SET_PDEATHSIG = 1
@@ -132,6 +133,8 @@ def main() -> None:
             connection.send(("error", f"{type(error).__name__}: {error}"))
         else:
             connection.send(("ok", result))
+            result = None
+            give_back()
     os._exit(0)  # vLLM's own teardown can hang on a vanished parent
 
 

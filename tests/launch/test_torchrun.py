@@ -17,6 +17,8 @@ from safetensors.torch import load_file
 
 from megarl.data import arithmetic
 
+pytestmark = pytest.mark.processes
+
 LAUNCH = Path(__file__).parents[2] / "launch"
 TIMEOUT_S = 120
 STEPS = 2
@@ -109,9 +111,9 @@ def test_two_nodes_train_as_one_does(config, qwen2, tmp_path):
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:
-    """What a run recorded of each step, but for the clock."""
+    """What a run recorded of each step, but for time and memory."""
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+    return [{name: row[name] for name in row if not name.startswith(("time/", "memory/"))} for row in rows]
 
 
 def test_what_a_second_node_needs_is_refused_in_one_line(config, tmp_path):
