@@ -4,10 +4,12 @@ VENV   := .venv
 READY  := $(VENV)/.ready
 TORCH  := $(shell grep '^torch==' requirements-cpu.lock)
 
-.PHONY: help env quickstart test lint base-model study study-base docs clean
+.PHONY: help env quickstart test test-fast test-full lint base-model study study-base docs clean
 help:
 	@echo "make quickstart   set up, then train the built-in model on the built-in task (TP=2, CPU)"
-	@echo "make test         set up, then run the test suite"
+	@echo "make test-fast    set up, then the tests that start no processes (under two minutes)"
+	@echo "make test         set up, then run the test suite (CPU, a quarter of an hour)"
+	@echo "make test-full    the same with its slower proofs: every recipe under every layout, mutations, benchmarks"
 	@echo "make env          set up only: $(VENV) with the locked CPU environment"
 	@echo "make lint         ruff and mypy"
 	@echo "make study        the paper's recipes side by side, three seeds each, with a report (CPU, about two hours)"
@@ -30,7 +32,13 @@ $(READY): requirements-cpu.lock pyproject.toml
 quickstart: env
 	@$(VENV)/bin/megarl train configs/quickstart.yaml run.dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
+test-fast: env
+	@$(VENV)/bin/python -m pytest -m "not processes and not full" $(ARGS)
+
 test: env
+	@$(VENV)/bin/python -m pytest -m "not full" $(ARGS)
+
+test-full: env
 	@$(VENV)/bin/python -m pytest $(ARGS)
 
 lint: env

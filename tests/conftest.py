@@ -1,4 +1,4 @@
-"""Shared by all tests: tiny models made on the spot, and a way to run a rank program under torchrun."""
+"""Shared by all tests: tiny models made on the spot, a way to run a rank program under torchrun, and what is quick."""
 
 import os
 import subprocess
@@ -69,3 +69,29 @@ def run_ranks():
         return done.stdout
 
     return run
+
+
+def pytest_configure(config):
+    """A test that starts processes says so by its mark, or fails: `make test-fast` runs those that don't."""
+    starts = {"subprocess.Popen", "os.fork", "os.posix_spawn"}
+    config.running = None  # the test whose setup, call or teardown this is
+
+    def watch(event, arguments):
+        item = config.running
+        if event in starts and item and os.getpid() == ours and not MAY_START & {m.name for m in item.iter_markers()}:
+            raise AssertionError(f"{item.nodeid} starts a process ({arguments[:2]}): mark it pytest.mark.processes")
+
+    ours = os.getpid()
+    sys.addaudithook(watch)
+
+
+MAY_START = {"processes", "launch"}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    item.config.running = item
+    try:
+        return (yield)
+    finally:
+        item.config.running = None

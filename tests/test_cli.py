@@ -188,6 +188,7 @@ def megarl(project, *arguments):
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("name", IN_A_PROCESS)
 def test_the_command_ends_with_status_2_and_one_line_that_says_why(project, name):
     if name == "precision" and torch.cuda.is_available():

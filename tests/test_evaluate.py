@@ -20,6 +20,8 @@ from megarl.evaluation import EvaluationFolder, check_continues
 from megarl.preflight import check_run_folder
 from megarl.types import RewardStatus, Sample, SampleGroup, UserError
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "megarl/data/base_model"
 SUMS = [("3+4=", "7"), ("12+7=", "19"), ("5-9=", "-4"), ("2*8=", "16")]

@@ -6,6 +6,8 @@ import pytest
 from mutations import MUTATIONS, mutant
 from test_reference import check
 
+pytestmark = pytest.mark.full
+
 
 def test_an_unmutated_copy_is_the_definitions():
     with mutant(None) as package:

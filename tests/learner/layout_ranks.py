@@ -1,8 +1,9 @@
-"""Rank program: gradients of every recipe under every layout of this many ranks, as Hugging Face tensors.
+"""Rank program: gradients of recipes under layouts of this many ranks, as Hugging Face tensors.
 
-torchrun --nproc-per-node N layout_ranks.py OUT MODEL [MODEL ...]
+torchrun --nproc-per-node N layout_ranks.py OUT CASES MODEL [MODEL ...]; CASES is a JSON list of [model, layout, recipe]
 """
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -213,7 +214,8 @@ def state_of(learner: Learner) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    out, *models = sys.argv[1:]
+    out, cases, *models = sys.argv[1:]
+    asked = {tuple(case) for case in json.loads(Path(cases).read_text())}
     layouts = LAYOUTS[int(os.environ["WORLD_SIZE"])]
     results = {}
     for sizes in dict.fromkeys(layout[:2] for layout in layouts.values()):
@@ -222,21 +224,30 @@ def main() -> None:
             if layout[:2] != sizes:
                 continue
             for model in models:
-                mesh = mesh or Mesh(config_for(model, layout).learner)
-                learner = make_learner(model, layout, mesh)
-                critic = learner.critic
-                computed: dict[str, dict] = {}
-                for recipe in TESTED.values():
-                    baseline = {"baseline": "critic" if recipe.needs_critic else "none"}
-                    key = str(recipe.model_dump(exclude=BEFORE_THE_LEARNER) | baseline)
-                    if key not in computed:
-                        computed[key] = run_recipe(learner, recipe, critic)
-                    results[Path(model).name, name, recipe.name] = computed[key]
-                results[Path(model).name, name, "empty"] = run_empty(model, layout, mesh)
-                results[Path(model).name, name, "update"] = run_update(model, RECIPES["reinforce"], layout, mesh)
-        mesh.close(last=False)
-    if mesh.rank == 0:
+                chosen = [recipe for recipe in TESTED.values() if (Path(model).name, name, recipe.name) in asked]
+                if chosen:
+                    mesh = mesh or Mesh(config_for(model, layout).learner)
+                    results |= run_layout(model, name, layout, chosen, mesh)
+        if mesh:
+            mesh.close(last=False)
+    if int(os.environ["RANK"]) == 0:
         torch.save(results, out)
+
+
+def run_layout(model: str, name: str, layout, recipes: list[Recipe], mesh: Mesh) -> dict:  # noqa: ANN001
+    """(model, layout, recipe or other check) -> its result."""
+    learner = make_learner(model, layout, mesh)
+    critic, family = learner.critic, Path(model).name
+    results, computed = {}, {}
+    for recipe in recipes:
+        baseline = {"baseline": "critic" if recipe.needs_critic else "none"}
+        key = str(recipe.model_dump(exclude=BEFORE_THE_LEARNER) | baseline)
+        if key not in computed:
+            computed[key] = run_recipe(learner, recipe, critic)
+        results[family, name, recipe.name] = computed[key]
+    results[family, name, "empty"] = run_empty(model, layout, mesh)
+    results[family, name, "update"] = run_update(model, RECIPES["reinforce"], layout, mesh)
+    return results
 
 
 if __name__ == "__main__":

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = [pytest.mark.processes, pytest.mark.full]
+
 pytest.importorskip("triton")
 ROOT = Path(__file__).resolve().parents[2]
 specification = importlib.util.spec_from_file_location("compile_kernels", ROOT / "tools/compile_kernels.py")

@@ -237,6 +237,7 @@ def check_hidden(vocab_size, rank, size, group):
     assert (gradient(lambda w: parallel(hidden, w), weight[mine]) - by_weight).abs().max() <= 1e-4
 
 
+@pytest.mark.processes
 def test_all_ranks_agree_bitwise_and_with_float64(tmp_path):
     torch.multiprocessing.spawn(check_on_a_rank, args=(tmp_path / "store",), nprocs=8)
 

@@ -13,6 +13,8 @@ from megarl.rewards.extraction import lenient_answer
 from megarl.rewards.pool import RewardPool
 from megarl.types import RewardStatus
 
+pytestmark = pytest.mark.processes
+
 BUDGET = 2.0  # CPU-seconds for one answer, parent and workers together
 PARENT_MIB = 300
 

@@ -1,3 +1,5 @@
+import pytest
+
 from megarl.rewards.alarm import Alarm
 from megarl.rewards.pool import RewardPool, Verdict
 from megarl.types import RewardStatus
@@ -38,6 +40,7 @@ def test_an_example_is_cut_short():
     assert len(Alarm().message(1, [long])) < 250
 
 
+@pytest.mark.processes
 def test_progress_counts_up_to_the_whole_batch():
     batch = [(rf"\boxed{{{n}\sqrt{{3}}}}", rf"\sqrt{{{3 * n * n}}}", False) for n in (2, 2, 3, 4)]
     seen = []

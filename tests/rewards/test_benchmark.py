@@ -8,6 +8,8 @@ from cases import CASES
 from megarl.rewards.pool import RewardPool
 from megarl.types import RewardStatus
 
+pytestmark = pytest.mark.processes
+
 
 @pytest.fixture(scope="module")
 def verdicts():

@@ -11,6 +11,8 @@ import pytest
 from megarl.rewards.pool import RewardPool, Verdict
 from megarl.types import RewardStatus, UserError
 
+pytestmark = pytest.mark.processes
+
 EQUIVALENT = [(rf"{n}\sqrt{{3}}", rf"\sqrt{{{3 * n * n}}}") for n in range(2, 8)]
 DIFFERENT = [(rf"{n}\sqrt{{3}}", rf"\sqrt{{{3 * n * n + 1}}}") for n in range(2, 8)]
 ENDLESS = (r"(\sqrt{2}+\sqrt{3}+\sqrt{5}+\sqrt{7}+x)^{60}", "x+1")  # passes the guards, then expands for minutes

@@ -7,6 +7,8 @@ from megarl.preflight import check_reward
 from megarl.rewards.pool import RewardPool
 from megarl.types import UserError
 
+pytestmark = pytest.mark.processes
+
 MODULE = """\
 import os, sys, time
 

@@ -13,6 +13,8 @@ from megarl.rollout.messages import Request, Sampling
 from megarl.rollout.pool import RolloutError, RolloutPool
 from megarl.rollout.transfer import Bucket, WeightTransferError
 
+pytestmark = pytest.mark.processes
+
 SAMPLING = Sampling(temperature=2.0, top_p=1.0, top_k=0, max_tokens=16)
 
 

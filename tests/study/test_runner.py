@@ -46,6 +46,7 @@ def test_a_study_that_is_running_is_not_started_twice(tmp_path):
     assert not study.rows[0].folder.exists()
 
 
+@pytest.mark.processes
 def test_what_no_row_could_start_with_is_refused_before_anything_is_written(tmp_path):
     done = study_command(write_config(tmp_path, model="/nowhere"))
     assert done.returncode == 2 and "model.path=/nowhere" in done.stderr and not (tmp_path / "study").exists()
@@ -94,6 +95,7 @@ def test_the_report_alone_needs_a_finished_row(tmp_path):
     assert done.returncode == 2 and "no row has finished yet" in done.stderr
 
 
+@pytest.mark.processes
 def test_a_small_study_end_to_end(tmp_path):
     """Interrupted in its first row, gone on with, one row failing, reported."""
     arguments = ("configs/study_minimal.yaml", "--scale", "smoke", f"study.dir={tmp_path}", "study.seeds=[0]")

@@ -8,6 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+pytestmark = pytest.mark.processes
+
 TOOL = Path(__file__).parents[2] / "tools" / "convert_checkpoint.py"
 HERE = Path(__file__).parent
 LAYOUTS = ("TP=2", "PP=2", "TP=2 PP=2")
