@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 
 from megarl.config import LearnerConfig
+from megarl.files import path
 from megarl.learner.convert import PRECISIONS, convert
 from megarl.learner.mesh import Mesh
 from megarl.types import UserError
@@ -41,8 +41,8 @@ def main() -> None:
             epilog=EXAMPLES,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_argument("source", type=Path, metavar=source)
-        command.add_argument("out", type=Path, metavar="OUT", help="folder to write; complete or absent")
+        command.add_argument("source", type=path, metavar=source)
+        command.add_argument("out", type=path, metavar="OUT", help="folder to write; complete or absent")
         command.add_argument("--dtype", choices=PRECISIONS.values(), help="precision to write (default: as stored)")
     options = parser.parse_args()
     try:

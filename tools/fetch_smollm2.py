@@ -81,7 +81,7 @@ def check(folder: Path, model: torch.nn.Module) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("out", type=Path, metavar="OUT", help="folder to write")
+    parser.add_argument("out", type=lambda text: Path(text).expanduser(), metavar="OUT", help="folder to write")
     out = parser.parse_args().out
     if out.is_dir() and PARTS.issubset(path.name for path in out.iterdir()):
         print(f"{out} is complete already")

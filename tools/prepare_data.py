@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from pathlib import Path
+from os.path import expanduser
 from typing import NoReturn
 
 from rich.console import Console
@@ -20,6 +20,7 @@ from megarl.data.benchmarks import BOXED, EVALUATION_SETS, LIST, TRAINING_SETS, 
 from megarl.data.overlap import NGRAM
 from megarl.data.prepare import REASONS, Preparation, prepare
 from megarl.data.sources import is_file_name
+from megarl.files import path
 from megarl.published import SETTINGS
 from megarl.types import UserError
 
@@ -64,8 +65,10 @@ def _parser() -> argparse.ArgumentParser:
         prog="prepare_data", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     presets = ", ".join(TRAINING_SETS)
-    parser.add_argument("source", metavar="SOURCE", help=f".jsonl or .parquet file, hub data set, or {presets}")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE.jsonl")
+    parser.add_argument(
+        "source", type=expanduser, metavar="SOURCE", help=f".jsonl or .parquet file, hub data set, or {presets}"
+    )
+    parser.add_argument("--out", type=path, required=True, metavar="FILE.jsonl")
     read = parser.add_argument_group("reading")
     read.add_argument("--preset", choices=[*TRAINING_SETS, "generic"], help="columns of a known set (default: generic)")
     read.add_argument("--subset", help="configuration name of a hub data set")
@@ -77,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
     drop = parser.add_argument_group("dropping")
     drop.add_argument("--config", help="take tokenizer, prompt template and max_prompt_tokens from a megarl config")
     drop.add_argument("--setting", choices=SETTINGS, help="the prompt template and limit of a published setting")
-    drop.add_argument("--tokenizer", metavar="MODEL", help="folder or hub name of the model whose tokens count")
+    drop.add_argument(
+        "--tokenizer", type=expanduser, metavar="MODEL", help="folder or hub name of the model whose tokens count"
+    )
     drop.add_argument("--max-prompt-tokens", type=_positive, metavar="N", help="drop longer prompts (default: 1024)")
     drop.add_argument(
         "--decontaminate",

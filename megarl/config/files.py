@@ -1,11 +1,10 @@
-"""Configurations as files: YAML plus dotted overrides in, one line per mistake out.
+"""Configurations as files: YAML 1.2 plus dotted overrides in, one line per mistake out.
 
 config = load_config("configs/quickstart.yaml", ["recipe=grpo", "optim.lr=2e-4"])
 """
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -14,11 +13,14 @@ from pydantic import BaseModel, ValidationError
 
 from megarl.algorithms.recipe import Recipe, compose, nearest
 from megarl.algorithms.recipes import RECIPES, VARIANTS
+from megarl.config import yaml12
+from megarl.config.overrides import apply_override
 from megarl.config.sections import DEFAULT_RECIPE, Config
 from megarl.published import SETTINGS, published_values
 from megarl.types import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
+ADVICE = {"bool_type": ", true or false", "string_type": "; put it in quotes"}
 
 
 def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
@@ -49,16 +51,16 @@ def dump_config(config: Config) -> str:
     """The complete configuration as YAML; `load_config` reads it back to an equal Config."""
     values = config.model_dump(mode="json")
     values["recipe"]["base"] = "none"
-    return yaml.dump(values, Dumper=_Dumper, sort_keys=False)
+    return yaml12.dump(values)
 
 
 def read_yaml(path: str | Path, expected: str) -> dict[str, Any]:
     """The mapping that a YAML file holds. Raises UserError naming the file and line, or saying what was `expected`."""
-    path = Path(path)
+    path = Path(path).expanduser()
     if not path.is_file():
         raise UserError(f"config file {path} does not exist")
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        values = yaml12.load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
@@ -67,48 +69,6 @@ def read_yaml(path: str | Path, expected: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected {expected}")
     return values
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML 1.1 reads 2e-4 as a string; numbers here follow YAML 1.2. A key given twice is an error."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key for key, _ in node.value] if isinstance(node, yaml.MappingNode) else []
-        for i, key in enumerate(keys):
-            if any(key.value == earlier.value for earlier in keys[:i]):
-                problem = f"{key.value} is given twice"
-                raise yaml.constructor.ConstructorError(problem=problem, problem_mark=key.start_mark)
-        return super().construct_mapping(node, deep)
-
-
-class _Dumper(yaml.SafeDumper):
-    """Quotes strings that _Loader would read as numbers."""
-
-
-for _yaml in (_Loader, _Dumper):
-    _yaml.add_implicit_resolver(
-        "tag:yaml.org,2002:float", re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"), list("-+.0123456789")
-    )
-
-
-def apply_override(values: dict[str, Any], override: str) -> None:
-    key, equals, text = override.partition("=")
-    if not equals or not key:
-        raise UserError(f"override '{override}': expected section.key=value, e.g. optim.lr=2e-4")
-    try:
-        value = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError:
-        raise UserError(f"override '{override}': '{text}' is not a YAML value") from None
-    *parents, last = key.split(".")
-    node = values
-    for i, parent in enumerate(parents):
-        child = node.setdefault(parent, DEFAULT_RECIPE if (i, parent) == (0, "recipe") else {})
-        if i == 0 and parent == "recipe" and isinstance(child, str):
-            child = node[parent] = {"name": child}
-        if not isinstance(child, dict):
-            raise UserError(f"override '{override}': {'.'.join(parents[: i + 1])} is a value, not a section")
-        node = child
-    node[last] = value
 
 
 def _resolve_recipe(value: Any, variant: dict[str, Any]) -> dict[str, Any]:
@@ -165,4 +125,4 @@ def _describe(model: type[BaseModel], prefix: tuple[str, ...], error: Any) -> st
     if kind == "model_type":
         return f"{key}={error['input']!r}: should be a section of keys"
     message = error["msg"].replace("Input should be", "should be").replace("a valid ", "").replace("valid ", "")
-    return f"{key}={error['input']!r}: {message}"
+    return f"{key}={error['input']!r}: {message}{ADVICE.get(kind, '')}"

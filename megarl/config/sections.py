@@ -7,10 +7,11 @@ what would be legal (`UserError`).
 from __future__ import annotations
 
 import re
+from os.path import expanduser
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES
@@ -19,6 +20,7 @@ from megarl.types import UserError
 
 DEFAULT_RECIPE = "raft_pp"
 Precision = Literal["fp32", "bf16", "fp8"]
+PathText = Annotated[str, AfterValidator(expanduser)]  # ~ is the home folder
 
 
 class Section(BaseModel):
@@ -28,7 +30,7 @@ class Section(BaseModel):
 class RunConfig(Section):
     """Where the run lives and how long it is."""
 
-    dir: str = Field("runs/default", description="run folder: checkpoints, metrics, samples, logs, config snapshot")
+    dir: PathText = Field("runs/default", description="run folder: checkpoints, metrics, samples, logs, config")
     seed: int = Field(0, ge=0, description="seeds the prompt order and every rollout")
     steps: int = Field(100, ge=1, description="training steps; one step is one batch of fresh rollouts")
     checkpoint_every: int = Field(50, ge=0, description="steps between checkpoints; 0: only at the end")
@@ -46,7 +48,7 @@ class RunConfig(Section):
 class ModelConfig(Section):
     """The policy's starting point."""
 
-    path: str = Field(description="Hugging Face folder of a Llama or Qwen2 model, with its tokenizer")
+    path: PathText = Field(description="Hugging Face folder of a Llama or Qwen2 model, with its tokenizer")
     precision: Precision = Field(
         "fp32", description="of the learner and the rollout engine; fp8: learner only, rest bf16"
     )
@@ -63,7 +65,7 @@ class EvalSet(NamedTuple):
 class DataConfig(Section):
     """Problems and how they become prompts."""
 
-    train: str = Field(
+    train: PathText = Field(
         description="arithmetic (built in) | a .jsonl or .parquet file | a hub data set such as openai/gsm8k"
     )
     train_split: str = "train"
@@ -103,6 +105,13 @@ class DataConfig(Section):
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{twice[0]} is given twice; name them apart, e.g. {twice[0]}_b=SOURCE")
         return value
+
+    @field_validator("eval")
+    @classmethod
+    def _home_is_expanded(cls, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: expanduser(source) for name, source in value.items()}
+        return [_expanded(text) for text in value] if isinstance(value, list) else value and _expanded(value)
 
     @field_validator("answer_pattern")
     @classmethod
@@ -323,6 +332,12 @@ class Config(Section):
     @property
     def max_sequence_tokens(self) -> int:
         return self.data.max_prompt_tokens + max(self.rollout.max_response_tokens, self.eval.max_response_tokens or 0)
+
+
+def _expanded(text: str) -> str:
+    """SOURCE or NAME=SOURCE with the home folder in place of ~."""
+    name, equals, source = text.partition("=")
+    return f"{name}={expanduser(source)}" if equals and not text.startswith("~") else expanduser(text)
 
 
 def eval_sets(value: str | list[str] | dict[str, str] | None) -> list[EvalSet]:
