@@ -7,15 +7,20 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 
 from megarl.config import Config, load_config
+from megarl.files import refusal
 from megarl.launcher import USER_ERROR, join_launcher, launch, launched_by_megarl, leave_last_words
 from megarl.preflight import check_run
+from megarl.resume import run_folder
 from megarl.types import UserError
 
 
 def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
+    options = argparse.Namespace()
     try:
         options = _parse(arguments)
         if options.command in RUNS:
@@ -28,21 +33,26 @@ def main(arguments: list[str] | None = None) -> None:
         _fail("interrupted", 130)
     except Exception as error:
         expected = type(error).__module__.startswith("megarl.")
+        if not expected and (why := refusal(error, getattr(options, "folder", None))):
+            _fail(why, 1)
         _fail(f"{type(error).__name__}: {error}", 1, "" if expected else traceback.format_exc())
 
 
 def _run(options: argparse.Namespace, arguments: list[str]) -> None:
     """A command with the config of one run, on the ranks it needs."""
     config = load_config(options.config, options.overrides)
+    options.folder = Path(config.run.dir)  # what is written to
     resume = getattr(options, "resume", False)
     is_rank = join_launcher()
-    if options.command in ON_RANKS and not is_rank:
-        check_run(config, options.command, resume)
-        launch(config, arguments)
-        return
-    if options.command in ON_RANKS and int(os.environ.get("RANK", 0)) == 0 and not launched_by_megarl():
-        check_run(config, options.command, resume)
-    RUNS[options.command](config, resume)
+    with ExitStack() as held:
+        if options.command in ON_RANKS and (not is_rank or os.environ["RANK"] == "0"):
+            if not launched_by_megarl():
+                check_run(config, options.command, resume)
+            if not is_rank:
+                launch(config, arguments)
+                return
+            held.enter_context(run_folder(config, options.command, resume))
+        RUNS[options.command](config, resume)
 
 
 def _train(config: Config, resume: bool) -> None:
@@ -110,7 +120,9 @@ def _parser() -> argparse.ArgumentParser:
     ):
         command = commands.add_parser(name, help=text, description=text)
         command.add_argument("config", help="YAML file, e.g. configs/quickstart.yaml")
-        command.add_argument("overrides", nargs="*", metavar="section.key=value", help="e.g. recipe=grpo optim.lr=2e-4")
+        command.add_argument(
+            "overrides", nargs="*", default=[], metavar="section.key=value", help="e.g. recipe=grpo optim.lr=2e-4"
+        )
         if name == "train":
             command.add_argument("--resume", action="store_true", help="go on from the run's latest checkpoint, if any")
         if name == "study":
@@ -129,7 +141,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     if len(overrides) < len(rest) or (overrides and "overrides" not in options):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if overrides:
-        options.overrides += overrides
+        options.overrides = [*options.overrides, *overrides]
     return options
 
 

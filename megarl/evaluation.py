@@ -2,7 +2,7 @@
 
 config.yaml      complete; model.path is the folder or checkpoint that was evaluated
 versions.json
-inputs.json      SHA-256 of what the keys only name: the model's files, the sets' problems, a reward of the user's own
+inputs.json      fingerprints of what the keys only name: the model's files, the sets' problems, a reward of one's own
 problems.jsonl   one line a problem, in order: its samples with their verdicts. Written a batch at a time
 eval.json        avg@k and pass@k of each set with intervals
 lock             held by the evaluation that runs
@@ -11,14 +11,11 @@ logs/            of the engines
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +23,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from megarl.config import Config, dump_config, load_config
-from megarl.files import sha256, writing
+from megarl.config import Config, dump_config
+from megarl.files import locked, writing
+from megarl.inputs import inputs, told
+from megarl.resume import HELD, check_is_folder, held_by, recorded_config
 from megarl.runlog import package_versions
 from megarl.types import Prompt, RewardStatus, SampleGroup, UserError
 
@@ -38,7 +37,6 @@ TOLD = ("set", "id", "problem", "answer")  # of a row, about its problem
 INDIFFERENT: tuple[str, ...] = ("run.", "learner.", "recipe.", "schedule.", "optim.", "critic.", "reward.workers")
 INDIFFERENT += ("model.path", "data.train", "rollout.temperature", "rollout.top_", "rollout.allow_")
 INDIFFERENT += ("rollout.max_logprob",)
-MODEL_FILES = (".safetensors", ".json", ".model", ".jinja", ".txt")  # weights, configuration, tokenizer
 
 
 class _SavedSample(BaseModel):
@@ -77,6 +75,8 @@ class EvaluationFolder:
         self._progress: Progress | None = None
         self._total = self._reported = 0
         self._started = time.monotonic()
+        self._held = ExitStack()
+        self.lock = -1  # file descriptor, for children that are to keep others out
 
     @property
     def path(self) -> Path:
@@ -90,10 +90,10 @@ class EvaluationFolder:
         check_continues(self.config)
         lines, batch = _whole_lines(self.path), self.config.eval.problems_per_batch
         rows = [self._read(number, line) for number, line in enumerate(lines, 1)]
-        inputs, versions = _inputs(self.config, prompts, model), package_versions()
+        made_from, versions = inputs(self.config, model, {"data.eval": prompts}), package_versions()
         if rows:
             self._check_rows(rows, prompts)
-            self._check_record("inputs.json", inputs)
+            self._check_record("inputs.json", made_from)
             if len(rows) < len(prompts):
                 self._check_record("versions.json", versions)
         kept = len(rows) if len(rows) == len(prompts) else len(rows) // batch * batch
@@ -101,7 +101,7 @@ class EvaluationFolder:
         if kept < len(prompts):
             self.write("config.yaml", dump_config(self.config))
             self.write("versions.json", json.dumps(versions, indent=2) + "\n")
-            self.write("inputs.json", json.dumps(inputs, indent=2) + "\n")
+            self.write("inputs.json", json.dumps(made_from, indent=2) + "\n")
         self._total = len(prompts) * self.config.eval.samples_per_prompt
         if self.rows:
             self.say(f"{len(self.rows)} of {len(prompts)} problems are in {self.path}, going on behind them")
@@ -181,26 +181,14 @@ class EvaluationFolder:
             partial.write_text(text, encoding="utf-8")
             partial.replace(self.folder / name)
 
-    @property
-    def lock(self) -> int:
-        """File descriptor of the lock: a process that inherits it keeps others out for as long as it lives."""
-        return self._lock.fileno()
-
     def __enter__(self) -> EvaluationFolder:
         with writing(self.folder, GO_ON):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = (self.folder / "lock").open("w")
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(
-                    f"run.dir={self.folder}: an evaluation is running there; wait for it, or name another"
-                ) from None
+            self.lock = self._held.enter_context(locked(self.folder, "run.dir", "an evaluation"))
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop()
-        self._lock.close()
+        self._held.close()
 
     def _read(self, number: int, line: bytes) -> Row:
         """Raises UserError for a row that `append` did not write."""
@@ -222,7 +210,7 @@ class EvaluationFolder:
 
     def _check_rows(self, rows: list[Row], prompts: list[Prompt]) -> None:
         for number, (row, prompt) in enumerate(zip(rows, prompts, strict=False), 1):
-            if [row[key] for key in TOLD] != _told(prompt):
+            if [row[key] for key in TOLD] != told(prompt):
                 raise UserError(
                     f"{self.path}:{number} is problem {row['id']}, but data.eval has {prompt.id} there, or another "
                     "text or answer; restore the data, or name another run.dir"
@@ -244,19 +232,13 @@ class EvaluationFolder:
 def check_continues(config: Config) -> None:
     """Raises UserError where run.dir is no place for this evaluation: a run's, or begun with other keys."""
     folder = Path(config.run.dir)
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise UserError(f"run.dir={folder}: {path} is a file; name a folder")
-    metrics = folder / "metrics.jsonl"
-    if metrics.exists() and metrics.stat().st_size:
-        raise UserError(f"run.dir={folder} already holds a run; name another folder")
+    check_is_folder(folder)
+    held = held_by(folder)
+    if held not in (None, "eval"):
+        raise UserError(f"run.dir={folder} already holds {HELD[held]}; name another folder")
     if not _whole_lines(folder / "problems.jsonl"):
         return
-    try:
-        before = load_config(folder / "config.yaml").model_dump()
-    except (OSError, UserError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"run.dir={folder}: {folder / 'config.yaml'} can't be read ({reason}); name another") from None
+    before = recorded_config(folder).model_dump()
     for section, values in config.model_dump().items():
         for key, value in values.items() if isinstance(values, dict) else ():
             name = f"{section}.{key}"
@@ -269,29 +251,6 @@ def _check_same(folder: Path, name: str, now: object, before: object) -> None:
         raise UserError(
             f"{name}={now!r}, but the evaluation in run.dir={folder} has {before!r}; keep it, or name another folder"
         )
-
-
-def _inputs(config: Config, prompts: list[Prompt], model: Path) -> dict[str, str]:
-    """What tells apart the contents that the keys only name."""
-    module = Path(*config.reward.name.partition(":")[0].split("."))  # of a reward of the user's own
-    code = [path for path in (module.with_suffix(".py"), module / "__init__.py") if ":" in config.reward.name]
-    files = {
-        **{f"model.path/{file.name}": file for file in sorted(model.iterdir()) if file.suffix in MODEL_FILES},
-        **{f"reward.name/{file}": file for file in code if file.is_file()},
-    }
-    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
-        hashes = {name: f"sha256 {found}" for name, found in zip(files, pool.map(sha256, files.values()), strict=True)}
-    sets: dict[str, list[list[str]]] = {}
-    for prompt in prompts:
-        sets.setdefault(prompt.source, []).append(_told(prompt))
-    for name, told in sets.items():
-        digest = hashlib.sha256(json.dumps(told).encode()).hexdigest()
-        hashes[f"data.eval/{name}"] = f"{len(told)} problems, sha256 {digest}"
-    return hashes
-
-
-def _told(prompt: Prompt) -> list[str]:
-    return [prompt.source, prompt.id, prompt.text, prompt.answer]
 
 
 def _row(group: SampleGroup) -> Row:
@@ -307,7 +266,7 @@ def _row(group: SampleGroup) -> Row:
         for sample in group.samples
     ]
     return {
-        **dict(zip(TOLD, _told(group.prompt), strict=True)),
+        **dict(zip(TOLD, told(group.prompt), strict=True)),
         "correct": sum(sample.correct for sample in group.samples),
         "samples": samples,
     }

@@ -6,22 +6,10 @@ import importlib.util
 import os
 from pathlib import Path
 
-from megarl.config import Config, load_config
+from megarl.config import Config
 from megarl.models.family import architecture, read_hf_config
+from megarl.resume import check_inputs, check_run_folder
 from megarl.types import UserError
-
-# What may differ from the run that is resumed: its length and cadence, and how the work is spread.
-CHANGEABLE = (
-    "run.",
-    "learner.",
-    "reward.",
-    "rollout.engines",
-    "rollout.tensor_parallel_size",
-    "rollout.max_sequences",
-    "rollout.gpu_memory_utilization",
-    "rollout.kv_cache_gib",
-    "rollout.bucket_mib",
-)
 
 
 def check_run(config: Config, command: str, resume: bool) -> None:
@@ -32,27 +20,8 @@ def check_run(config: Config, command: str, resume: bool) -> None:
     check_model(config, command)
     check_data(config, command)
     check_reward(config, command)
-
-
-def check_run_folder(config: Config, command: str, resume: bool) -> None:
-    folder = Path(config.run.dir)
-    for path in (folder, *folder.parents):
-        if path.exists() and not path.is_dir():
-            raise UserError(f"run.dir={folder}: {path} is a file; name a folder")
-    if (folder / "problems.jsonl").exists():
-        raise UserError(f"run.dir={folder} already holds an evaluation; name another folder")
-    metrics = folder / "metrics.jsonl"
-    if not metrics.exists() or not metrics.stat().st_size:
-        return
-    if not resume:
-        instead = ", or go on with --resume" if command == "train" else ""
-        raise UserError(f"run.dir={folder} already holds a run; name another folder{instead}")
-    before = load_config(folder / "config.yaml").model_dump()
-    for section, values in config.model_dump(exclude={"setting"}).items():  # its values are in the sections
-        for key, value in values.items():
-            name, old = f"{section}.{key}", before[section][key]
-            if value != old and (name == "run.seed" or not name.startswith(CHANGEABLE)):
-                raise UserError(f"{name}={value!r}, but the run to resume has {old!r}; keep it, or start another run")
+    if resume:
+        check_inputs(config)
 
 
 def check_machine(config: Config) -> None:

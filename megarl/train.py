@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoTokenizer
 
@@ -17,6 +18,7 @@ from megarl.learner.mesh import Mesh
 from megarl.learner.model import check_precision
 from megarl.memory import memory_of_ranks
 from megarl.metrics import evaluation_metrics, sample_metrics, update_metrics
+from megarl.models.checkpoints import step_of
 from megarl.models.family import architecture, read_hf_config
 from megarl.models.weights import hf_names
 from megarl.rollout.source import RolloutSource
@@ -32,8 +34,11 @@ def train(config: Config, resume: bool = False) -> None:
     mesh = Mesh(config.learner)
     store = CheckpointStore(Path(config.run.dir) / "checkpoints", mesh, config.run.keep_checkpoints)
     checkpoint = store.latest() if resume else None
-    start = store.step_of(checkpoint) if checkpoint else 0
+    start = step_of(checkpoint) if checkpoint else 0
     recipe, schedule = config.recipe, config.schedule
+    if checkpoint and start == config.run.steps:
+        _export_again(config, hf_config, mesh, store, checkpoint)
+        return
 
     with (
         RunLog(config, leads=mesh.rank == 0, start=start) as log,
@@ -114,4 +119,17 @@ def train(config: Config, resume: bool = False) -> None:
                 learner.export(log.folder / "hf")
             samples = log.total("samples/generated")
             log.show(summary(config, evaluations["before"], evaluations["after"], samples, time.time() - started))
+    mesh.close()
+
+
+def _export_again(config: Config, hf_config: Any, mesh: Mesh, store: CheckpointStore, checkpoint: Path) -> None:
+    """A run that has all of its steps may have been ended before its export; nothing else is left to do."""
+    done = step_of(checkpoint)
+    with RunLog(config, leads=mesh.rank == 0, start=done) as log:
+        log.say(f"{log.folder} has all of its {done} steps; a higher run.steps goes on")
+        if config.run.export:
+            learner = Learner(config, config.recipe, hf_config, mesh)
+            store.load(checkpoint, learner.trainables)
+            learner.export(log.folder / "hf")
+            log.say(f"trained model: {log.folder / 'hf'}")
     mesh.close()

@@ -5,7 +5,7 @@
     checkpoints/LATEST         name of the newest complete one
 
 A checkpoint is written under a temporary name, made durable, renamed, and only then named in LATEST: a crash at any
-point leaves the previous one in force.
+point leaves the previous one in force. Which one a run resumes from is said in models/checkpoints.py.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megarl.learner.mesh import Mesh
 from megarl.learner.trainable import Trainable
-from megarl.models.checkpoints import latest_checkpoint
+from megarl.models.checkpoints import complete_checkpoints, instead_of, latest_checkpoint, step_of
 from megarl.models.files import copy_model_files
 from megarl.types import UserError
 
@@ -47,14 +47,11 @@ class CheckpointStore:
         self.folder, self.mesh, self.keep = folder, mesh, keep
 
     def latest(self) -> Path | None:
-        """The checkpoint that LATEST names, as rank 0 sees it."""
+        """The checkpoint that LATEST names, else the newest complete one, as rank 0 sees it."""
         return self.mesh.broadcast(latest_checkpoint(self.folder) if self.mesh.rank == 0 else None)
 
     def _partial(self, step: int) -> Path:
         return self.folder / f"step_{step:06d}.partial"
-
-    def step_of(self, checkpoint: Path) -> int:
-        return int(checkpoint.name.removeprefix("step_"))
 
     def save(self, step: int, models: dict[str, Trainable], hf_folder: str | Path, state: dict[str, Any]) -> Path:
         """Write the checkpoint of `step` and make it the latest. state must be JSON."""
@@ -81,19 +78,18 @@ class CheckpointStore:
             _make_durable(partial)
 
     def commit(self, step: int) -> Path:
-        """Make the written checkpoint of `step` the latest; checkpoints of later steps are another history and go."""
+        """Make the written checkpoint of `step` the latest; of the complete ones before it, `keep` - 1 stay."""
         target = self.folder / f"step_{step:06d}"
         if self.mesh.rank == 0:
-            shutil.rmtree(target, ignore_errors=True)
             self._partial(step).rename(target)
             pointer = self.folder / "LATEST.partial"
             pointer.write_text(target.name + "\n")
             _make_durable(pointer)
             pointer.replace(self.folder / "LATEST")
             _sync(self.folder)
-            present = sorted(self.folder.glob("step_??????"))
-            kept = [path for path in present if path.name <= target.name][-self.keep :]
-            for other in set(present) - set(kept):
+            complete = [path for path in complete_checkpoints(self.folder) if step_of(path) <= step]
+            for other in complete[: -self.keep]:
+                (other / "state.json").unlink()  # first: what is left of it is no checkpoint
                 shutil.rmtree(other)
         self.mesh.barrier()
         return target
@@ -106,9 +102,7 @@ class CheckpointStore:
                     state = _sharded_state(trainable, is_loading=True)
                     loaded = dist_checkpointing.load(state, str(_folder_of(name, path)))
             except (CheckpointException, CheckpointingException) as error:
-                raise UserError(
-                    f"{path} can't be loaded: {_first_cause(error)}; name another checkpoint in LATEST"
-                ) from None
+                raise UserError(f"{path} can't be loaded: {_first_cause(error)}; {instead_of(path)}") from None
             trainable.module.load_state_dict(loaded["model"])
             trainable.optimizer.load_state_dict(loaded["optimizer"])
         return json.loads((path / "state.json").read_text())

@@ -16,9 +16,11 @@ from pydantic import Field, field_validator
 
 from megarl.algorithms import RECIPES
 from megarl.algorithms.recipe import nearest
-from megarl.config import Config, Section, load_config, parse_config
-from megarl.config.files import apply_override, read_yaml, validated
-from megarl.preflight import CHANGEABLE
+from megarl.config import Config, Section, parse_config
+from megarl.config.files import read_yaml, validated
+from megarl.config.overrides import apply_override
+from megarl.config.sections import PathText
+from megarl.resume import CHANGEABLE, HELD, differing, held_by, recorded_config
 from megarl.types import UserError
 
 Settings = dict[str, Any]  # "section.key" -> value
@@ -31,14 +33,14 @@ OF_THE_ROW = {
     "run.seed": "study.seeds",
 }
 SAME = ("run.steps", "model.", "data.", "eval.")  # for all rows: recipes are compared from one start, on one test
-# What may differ from a row that was begun: where it lies, its checkpoints, and how its work is spread.
-FREE = ("run.dir", "run.checkpoint_every", "run.keep_checkpoints", *(key for key in CHANGEABLE if key != "run."))
+# What may differ from a row that was begun: what a resumed run may change, but for what rows are compared by.
+FREE = tuple(key for key in CHANGEABLE if key not in ("run.steps", "run.evaluate_every"))
 
 
 class Scale(Section):
     """A named size of the study."""
 
-    dir: str | None = Field(None, description="null: as the study")
+    dir: PathText | None = Field(None, description="null: as the study")
     recipes: list[str] | None = Field(None, description="null: as the study")
     seeds: list[int] | None = Field(None, description="null: as the study")
     set: Settings = Field({}, description="section.key: value, for every run")
@@ -52,7 +54,7 @@ class Scale(Section):
 class StudySection(Section):
     """Which runs."""
 
-    dir: str = Field(description="study folder: a folder per recipe and seed, then the report")
+    dir: PathText = Field(description="study folder: a folder per recipe and seed, then the report")
     recipes: list[str] = Field(min_length=1)
     seeds: list[int] = Field(min_length=1, description="values of run.seed, the same for every recipe")
     overrides: dict[str, Settings] = Field({}, description="recipe: {section.key: value}, for the runs of one recipe")
@@ -71,6 +73,12 @@ class StudySection(Section):
     @classmethod
     def _sections_become_keys(cls, overrides: dict[str, Settings]) -> dict[str, Settings]:
         return {recipe: flatten(settings) for recipe, settings in overrides.items()}
+
+
+class StudyFile(Config):
+    """What a study's file holds."""
+
+    study: StudySection
 
 
 @dataclass(frozen=True)
@@ -126,7 +134,7 @@ def load_study(path: str | Path, scale: str | None = None, overrides: list[str] 
     for override in overrides or []:
         if override.startswith("study.scale="):
             raise UserError(f"{override}: choose the scale with --scale")
-        apply_override(values, override)
+        apply_override(values, override, StudyFile)
     section = _section(values.pop("study"))
     for key, place in OF_THE_ROW.items():
         if key in flatten(values) or key in values:
@@ -135,6 +143,8 @@ def load_study(path: str | Path, scale: str | None = None, overrides: list[str] 
         if recipe not in RECIPES:
             raise UserError(f"study.overrides.{recipe}: no such recipe{nearest(recipe, RECIPES)}")
         _check_settings(f"study.overrides.{recipe}", settings, of_recipe=True)
+    if (held := held_by(Path(section.dir))) not in (None, "study"):
+        raise UserError(f"study.dir={section.dir} already holds {HELD[held]}; name another folder")
     rows = [_row(values, section, recipe, seed) for seed in section.seeds for recipe in section.recipes]
     _check_comparable(rows)
     for row in rows:
@@ -216,16 +226,12 @@ def _measured_by(row: Row) -> Settings:
 
 def _check_unchanged(row: Row) -> None:
     """A row that was begun is gone on with, or read, only under the config it was begun with."""
-    begun = row.folder / "config.yaml"
-    if not begun.exists():
+    if not (row.folder / "config.yaml").exists():
         return
-    before, now = (flatten(config.model_dump()) for config in (load_config(begun), row.config))
-    for key, value in now.items():
-        if before.get(key) != value and not key.startswith(FREE):
-            raise UserError(
-                f"{key}={value!r}, but {row.folder} was run with {before.get(key)!r}; "
-                "keep it, or name another study.dir"
-            )
+    for key, value, before in differing(row.config, recorded_config(row.folder), FREE):
+        raise UserError(
+            f"{key}={value!r}, but {row.folder} was run with {before!r}; keep it, or name another study.dir"
+        )
 
 
 def flatten(values: dict[str, Any], prefix: str = "") -> Settings:

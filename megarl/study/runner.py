@@ -6,7 +6,6 @@ on from its checkpoint, or from its first step where there is none.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import signal
 import subprocess
@@ -22,6 +21,7 @@ from rich.live import Live
 from rich.text import Text
 
 from megarl.config import dump_config
+from megarl.files import locked
 from megarl.preflight import check_run
 from megarl.study.config import Row, Study
 from megarl.types import UserError
@@ -49,7 +49,7 @@ def run_study(study: Study) -> list[str]:
         return []
     _check(pending)
     failures = []
-    with _only_runner(study.folder) as lock, _terminated_like_interrupted():
+    with locked(study.folder, "study.dir", "a study") as lock, _terminated_like_interrupted():
         for position, row in enumerate(pending):
             outcome = _run(row, lock, Progress(study, pending[position:], console))
             if outcome.finished:
@@ -183,18 +183,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 def _last_error(log: Path, status: int) -> str:
     said = [line for line in log.read_text(errors="replace").splitlines() if line.startswith("megarl: error: ")]
     return said[-1].removeprefix("megarl: error: ") if said else f"exit status {status}, see {log}"
-
-
-@contextmanager
-def _only_runner(folder: Path) -> Iterator[int]:
-    """Holds the study folder's lock; yields its file descriptor."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"study.dir={folder}: a study is running there; wait for it, or name another") from None
-        yield lock.fileno()
 
 
 @contextmanager
