@@ -34,6 +34,10 @@ COMMON = (errno.EACCES, errno.EPERM, errno.ENOMEM)  # programs meet these and go
 _WRITERS = re.compile(r"inline_container|unexpected pos \d+ vs \d+")  # torch's, which loses the system's error
 
 
+class NotWritten(RuntimeError):
+    """What a run makes could not be saved; the message says why."""
+
+
 def path(text: str) -> Path:
     """A path of the command line; ~ is the home folder."""
     return Path(text).expanduser()

@@ -6,7 +6,7 @@ import argparse
 import sys
 
 from megarl.config import LearnerConfig
-from megarl.files import path
+from megarl.files import NotWritten, path
 from megarl.learner.convert import PRECISIONS, convert
 from megarl.learner.mesh import Mesh
 from megarl.types import UserError
@@ -49,7 +49,7 @@ def main() -> None:
         mesh = Mesh(LearnerConfig(world_size=1))
         print(convert(options.command, options.source, options.out, options.dtype, mesh))
         mesh.close()
-    except (UserError, OSError) as error:
+    except (UserError, NotWritten, OSError) as error:
         for line in str(error).splitlines():
             print(f"convert_checkpoint: error: {line}", file=sys.stderr)
         sys.exit(2)

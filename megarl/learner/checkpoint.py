@@ -27,6 +27,7 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megarl.files import NotWritten, refusal
 from megarl.learner.mesh import Mesh
 from megarl.learner.trainable import Trainable
 from megarl.models.checkpoints import complete_checkpoints, instead_of, latest_checkpoint, step_of
@@ -66,11 +67,8 @@ class CheckpointStore:
             for name in models:
                 _folder_of(name, partial).mkdir(parents=True, exist_ok=True)
         self.mesh.barrier()
-        with _quiet():
-            for name, trainable in models.items():
-                dist_checkpointing.save(
-                    _sharded_state(trainable), str(_folder_of(name, partial)), content_metadata=dict(METADATA)
-                )
+        for name, trainable in models.items():
+            _save(_sharded_state(trainable), _folder_of(name, partial))
         self.mesh.barrier()
         if self.mesh.rank == 0:
             copy_model_files(hf_folder, partial / "hf")
@@ -113,10 +111,16 @@ def save_model(model: Any, mesh: Mesh, folder: Path, hf_folder: str | Path) -> N
     if mesh.rank == 0:
         copy_model_files(hf_folder, folder / "hf")
     mesh.barrier()
-    with _quiet():
-        dist_checkpointing.save(
-            {"model": model.sharded_state_dict(metadata=dict(METADATA))}, str(folder), content_metadata=dict(METADATA)
-        )
+    _save({"model": model.sharded_state_dict(metadata=dict(METADATA))}, folder)
+
+
+def _save(state: dict[str, Any], folder: Path) -> None:
+    """Raises NotWritten, in one line, where a rank could not write."""
+    try:
+        with _quiet():
+            dist_checkpointing.save(state, str(folder), content_metadata=dict(METADATA))
+    except CheckpointException as error:  # no Exception, which other code would see
+        raise NotWritten(refusal(error, folder) or f"{folder} can't be written: {_first_cause(error)}") from None
 
 
 def load_model(model: Any, mesh: Mesh, folder: Path) -> None:
@@ -188,11 +192,11 @@ def _sync(path: Path) -> None:
 @contextmanager
 def _quiet() -> Any:
     """Megatron and torch log every sharding decision, and warn of the calls that Megatron makes to torch."""
-    logger = logging.getLogger()
-    level, logger.level = logger.level, logging.ERROR
+    before = logging.root.manager.disable
+    logging.disable(logging.ERROR)  # of all loggers, whatever their own levels; what fails is raised
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
     finally:
-        logger.level = level
+        logging.disable(before)

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from megarl.config import LearnerConfig, Precision
+from megarl.files import NotWritten
 from megarl.learner.checkpoint import load_model, save_model, stored_dtypes
 from megarl.learner.mesh import Mesh
 from megarl.learner.model import build_model, transformer_config
@@ -97,7 +98,7 @@ def main() -> None:
     mesh = Mesh(LearnerConfig(world_size=1))
     try:
         print(convert("to-hf", source, out, None, mesh))
-    except (UserError, OSError) as error:
+    except (UserError, NotWritten, OSError) as error:
         sys.exit(str(error))
     mesh.close()
 

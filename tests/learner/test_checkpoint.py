@@ -1,8 +1,11 @@
+import resource
+
 import pytest
 import torch
 from layout_ranks import config_for, make_batch
 
 from megarl.algorithms.recipes import RECIPES
+from megarl.files import NotWritten
 from megarl.learner.checkpoint import CheckpointStore
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
@@ -67,3 +70,36 @@ def test_a_damaged_checkpoint_is_refused_in_one_line(qwen2, mesh, tmp_path):
     (path / "state.json").unlink()
     with pytest.raises(UserError, match="not a complete checkpoint"):
         store.latest()
+
+
+def test_a_damaged_checkpoint_has_the_others_named_and_is_not_counted_among_those_that_stay(qwen2, mesh, tmp_path):
+    learner = Learner(config_for(str(qwen2), LAYOUT), RECIPE, read_hf_config(qwen2), mesh)
+    store = CheckpointStore(tmp_path, mesh, keep=2)
+    one, two, three = (store.save(step, learner.trainables, qwen2, {}) for step in (1, 2, 3))
+    assert not one.exists()
+    for shard in three.glob("*.distcp"):
+        shard.unlink()
+    with pytest.raises(UserError, match=r"step_000003 can't be loaded.*LATEST \(step_000002\)$"):
+        store.load(three, learner.trainables)
+    (tmp_path / "LATEST").write_text(two.name)
+    assert store.load(store.latest(), learner.trainables) == {"step": 2}
+    (three / "state.json").unlink()
+    (tmp_path / "LATEST").unlink()
+    assert store.latest() == two
+    four = store.save(4, learner.trainables, qwen2, {})
+    assert [path.exists() for path in (two, three, four)] == [True] * 3 and store.latest() == four
+
+
+def test_a_checkpoint_that_the_system_refuses_is_named_and_leaves_the_previous_one_in_force(qwen2, mesh, tmp_path):
+    learner = Learner(config_for(str(qwen2), LAYOUT), RECIPE, read_hf_config(qwen2), mesh)
+    store = CheckpointStore(tmp_path, mesh, keep=1)
+    one = store.save(1, learner.trainables, qwen2, {})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        with pytest.raises(NotWritten, match="^.*step_000002.partial: File too large; raise the limit"):
+            store.save(2, learner.trainables, qwen2, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert store.latest() == one
+    assert store.save(2, learner.trainables, qwen2, {}) == store.latest()
