@@ -79,24 +79,28 @@ def check_run_folder(config: Config, command: str, resume: bool) -> None:
         raise UserError(f"run.steps={config.run.steps}, but {checkpoint} is behind that; use at least its step")
 
 
-def check_inputs(config: Config) -> None:
-    """Raises UserError where what the run to resume reads has changed. Says so where that was not recorded."""
+def check_inputs(config: Config, now: dict[str, str] | None = None) -> dict[str, str] | None:
+    """Raises UserError where what the run to resume reads has changed. Says so where that was not recorded.
+
+    `now`: the fingerprints, where they are known; returns them where they are then.
+    """
     folder = Path(config.run.dir)
     if held_by(folder) is None:
-        return
+        return now
     record = _record(folder)
     if record is None:
         print(f"megarl: {folder} has no inputs.json: whether what it reads is the same is not checked", file=sys.stderr)
-        return
-    now = _inputs(config)
+        return now
+    now = now or _inputs(config)
     for name in [*now, *record.keys() - now.keys() - {"command"}]:
         if now.get(name) != record.get(name):
             what = "is new" if name not in record else "is gone" if name not in now else "has changed"
-            was, now_is = (values.get(name, "nothing") for values in (record, now))
+            was, found = (values.get(name, "nothing") for values in (record, now))
             raise UserError(
-                f"{name} {what} since {folder} was begun ({now_is:.40}, not {was:.40}); restore it, or start another "
+                f"{name} {what} since {folder} was begun ({found:.40}, not {was:.40}); restore it, or start another "
                 "run in another run.dir"
             )
+    return now
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from rich.text import Text
 from megarl.config import dump_config
 from megarl.files import locked
 from megarl.preflight import check_run
+from megarl.resume import check_inputs
 from megarl.study.config import Row, Study
 from megarl.types import UserError
 
@@ -47,7 +48,7 @@ def run_study(study: Study) -> list[str]:
     console.print(f"{len(study.rows)} rows in {study.folder}" + (f", {skipped} finished before" if skipped else ""))
     if not pending:
         return []
-    _check(pending)
+    _check(study, pending)
     failures = []
     with locked(study.folder, "study.dir", "a study") as lock, _terminated_like_interrupted():
         for position, row in enumerate(pending):
@@ -110,11 +111,21 @@ class Progress:
         return f"used {_span(used)}, left " + ("?" if left is None else "about " + _span(left))
 
 
-def _check(rows: list[Row]) -> None:
-    """Refuses before anything starts what a row of any recipe would be refused for."""
-    for row in {row.recipe: row for row in reversed(rows)}.values():
+def _check(study: Study, pending: list[Row]) -> None:
+    """Refuses before anything starts what a row of any recipe would be refused for.
+
+    Also where any row, one that has finished too, was made from other files than those that are there now.
+    """
+    firsts = {row.recipe: row for row in reversed(pending)}
+    known: dict[str, dict[str, str] | None] = {}  # what is read -> its fingerprints
+    for row in study.rows:
+        config = row.config
+        read = str((config.model, config.data, config.reward.name))
         try:
-            check_run(row.config, "train", resume=True)
+            if firsts.get(row.recipe) is row:
+                check_run(config, "train", resume=True)
+            if (row.folder / "inputs.json").is_file():
+                known[read] = check_inputs(config, known.get(read))
         except UserError as error:
             raise UserError(f"{row.name}: {error}") from None
 

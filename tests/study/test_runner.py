@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 from folders import finish, write_config
 from rich.console import Console
 
+from megarl.resume import run_folder
 from megarl.study.config import load_study
 from megarl.study.runner import Progress, is_finished, last_step, read_outcome, run_study
 from megarl.types import UserError
@@ -59,6 +61,19 @@ def test_a_row_that_could_not_start_is_named_before_any_starts(tmp_path, capsys)
     with pytest.raises(UserError, match="grpo seed 0: schedule.prompts_per_step=10000000 is more than"):
         run_study(study)
     assert not study.folder.exists()
+
+
+def test_rows_are_not_gone_on_with_from_another_model_than_the_finished_ones_had(tmp_path):
+    model = shutil.copytree(ROOT / "megarl/data/base_model", tmp_path / "model")
+    study = load_study(write_config(tmp_path, model=model))
+    finish(study.rows[1], 0.5)
+    with run_folder(study.rows[1].config, "train", resume=True):
+        pass
+    weights = bytearray((model / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (model / "model.safetensors").write_bytes(weights)
+    with pytest.raises(UserError, match="^raft_pp seed 0: model.path/model.safetensors has changed since "):
+        run_study(study)
 
 
 def test_a_line_of_metrics_that_is_being_written_does_not_count(tmp_path):
