@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from megarl.config import Config, dump_config
-from megarl.files import locked, writing
+from megarl.files import locked, write_whole, writing
 from megarl.inputs import inputs, told
 from megarl.resume import HELD, check_is_folder, held_by, recorded_config
 from megarl.runlog import package_versions
@@ -176,10 +176,8 @@ class EvaluationFolder:
 
     def write(self, name: str, text: str) -> None:
         """Replace a small file, whole or not at all."""
-        partial = self.folder / f"{name}.partial"
         with writing(self.folder / name, GO_ON):
-            partial.write_text(text, encoding="utf-8")
-            partial.replace(self.folder / name)
+            write_whole(self.folder / name, text)
 
     def __enter__(self) -> EvaluationFolder:
         with writing(self.folder, GO_ON):

@@ -43,6 +43,13 @@ def path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def write_whole(path: Path, text: str) -> None:
+    """Whatever ends this, the file is as it was or complete."""
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(path)
+
+
 def sha256(path: Path) -> str:
     """Of the file's bytes. Raises UserError where they can't be read."""
     try:

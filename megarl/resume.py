@@ -18,7 +18,7 @@ from typing import Any
 
 from megarl.config import Config, load_config
 from megarl.data.prompts import load_problems
-from megarl.files import locked
+from megarl.files import locked, write_whole
 from megarl.inputs import inputs
 from megarl.models.checkpoints import latest_checkpoint, step_folders, step_of
 from megarl.types import UserError
@@ -111,9 +111,7 @@ def run_folder(config: Config, command: str, resume: bool) -> Iterator[None]:
         check_run_folder(config, command, resume)  # again: another run may have ended since
         if held_by(folder) is None or _record(folder) is None:
             text = json.dumps({"command": command, **_inputs(config, command)}, indent=2, ensure_ascii=False)
-            partial = folder / "inputs.json.partial"
-            partial.write_text(text + "\n", encoding="utf-8")
-            partial.replace(folder / "inputs.json")
+            write_whole(folder / "inputs.json", text + "\n")
         yield
 
 
@@ -137,9 +135,7 @@ def set_aside(folder: Path, start: int) -> Path | None:
         target = aside / path.relative_to(folder)
         target.parent.mkdir(exist_ok=True)
         shutil.move(path, target)
-    replacement = metrics.with_suffix(".partial")
-    replacement.write_text(kept, encoding="utf-8")
-    replacement.replace(metrics)
+    write_whole(metrics, kept)
     return aside
 
 

@@ -24,6 +24,7 @@ from rich.table import Table
 
 from megarl.config import Config, dump_config
 from megarl.failpoints import reach
+from megarl.files import write_whole
 from megarl.memory import give_back
 from megarl.resume import set_aside
 from megarl.types import Metrics, SampleGroup
@@ -60,8 +61,8 @@ class RunLog:
         if aside := set_aside(self.folder, start):
             self.say(f"what this run held beyond step {start} is in {aside}")
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
-        (self.folder / "config.yaml").write_text(dump_config(config))
-        (self.folder / "versions.json").write_text(json.dumps(package_versions(), indent=2) + "\n")
+        write_whole(self.folder / "config.yaml", dump_config(config))
+        write_whole(self.folder / "versions.json", json.dumps(package_versions(), indent=2) + "\n")
         self._metrics = (self.folder / "metrics.jsonl").open("a")
         from torch.utils.tensorboard import SummaryWriter
 

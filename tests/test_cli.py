@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+from megarl.cli import main
 from megarl.config import dump_config, load_config
 from megarl.preflight import check_run
 from megarl.types import UserError
@@ -200,6 +201,13 @@ def test_the_command_ends_with_status_2_and_one_line_that_says_why(project, name
     assert line.startswith("megarl: error: ") and all(word in line for word in words)
     assert done.stdout == ""
     assert snapshot(project) == before
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "eval", "study"])
+def test_only_the_config_is_required(command, capsys):
+    with pytest.raises(SystemExit):
+        main([command])
+    assert capsys.readouterr().err.endswith("the following arguments are required: config\n")
 
 
 def test_a_run_that_is_there_can_be_resumed(project):

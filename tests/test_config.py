@@ -486,3 +486,25 @@ def test_overrides_do_not_reach_the_values_they_were_given():
             "recipe": {"name": "grpo", "clip_low": 0.1},
             "setting": setting,
         }
+
+
+@pytest.mark.parametrize(
+    ("given", "expanded"),
+    [
+        ("~/a.jsonl", "/home/anna/a.jsonl"),
+        ("math500=~/a.jsonl", "math500=/home/anna/a.jsonl"),
+        ("[gsm8k, b=~/b.jsonl, ~/c.jsonl]", ["gsm8k", "b=/home/anna/b.jsonl", "/home/anna/c.jsonl"]),
+        ("{b: ~/b.jsonl, c: d~.jsonl}", {"b": "/home/anna/b.jsonl", "c": "d~.jsonl"}),
+    ],
+)
+def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch, given, expanded):
+    monkeypatch.setenv("HOME", "/home/anna")
+    paths = ["run.dir=~/runs/a", "model.path=~/model", "data.train=~/rows.jsonl", f"data.eval={given}"]
+    config = load(tmp_path, "", *paths)
+    assert (config.run.dir, config.model.path) == ("/home/anna/runs/a", "/home/anna/model")
+    assert (config.data.train, config.data.eval) == ("/home/anna/rows.jsonl", expanded)
+    in_file = f"model: {{path: ~/model}}\ndata: {{train: ~/rows.jsonl, eval: {given}}}\nrun: {{dir: ~/runs/a}}"
+    (tmp_path / "all.yaml").write_text(in_file)
+    assert load_config(tmp_path / "all.yaml") == config
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert load_config("~/all.yaml").model.path == f"{tmp_path}/model"

@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megarl.files import BLOCK, BLOCKS, NotWritten, fingerprint, path, refusal
+from megarl.files import BLOCK, BLOCKS, NotWritten, fingerprint, path, refusal, write_whole
 
 FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
@@ -119,6 +119,13 @@ def test_an_export_that_the_system_refuses_is_named(tmp_path):
     with largest_file(50_000), pytest.raises(safetensors.SafetensorError) as caught:
         safetensors.torch.save_file({"weight": torch.ones(100_000)}, tmp_path / "model.safetensors")
     assert refusal(caught.value, tmp_path).startswith(f"{tmp_path}: File too large")
+
+
+def test_a_file_that_cannot_be_written_stays_as_it_was(tmp_path):
+    write_whole(tmp_path / "config.yaml", "before")
+    with largest_file(1000), pytest.raises(OSError, match="File too large"):
+        write_whole(tmp_path / "config.yaml", "x" * 5000)
+    assert (tmp_path / "config.yaml").read_text() == "before"
 
 
 def test_what_could_not_be_saved_is_no_mistake_in_the_config():

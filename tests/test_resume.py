@@ -298,6 +298,7 @@ def test_one_command_at_a_time_is_in_a_folder_and_the_other_is_named(project):
     assert held_by(project / "run") is None
 
 
+@pytest.mark.processes
 def test_the_lock_ends_with_its_process_whatever_ends_it(project):
     program = "import sys, time\nfrom megarl.files import locked\nfrom pathlib import Path\n"
     program += (

@@ -21,7 +21,7 @@ from rich.live import Live
 from rich.text import Text
 
 from megarl.config import dump_config
-from megarl.files import locked
+from megarl.files import locked, write_whole
 from megarl.preflight import check_run
 from megarl.resume import check_inputs
 from megarl.study.config import Row, Study
@@ -136,7 +136,7 @@ def _run(row: Row, lock: int, progress: Progress) -> Outcome:
     earlier = before.seconds if before else 0.0
     row.folder.mkdir(parents=True, exist_ok=True)
     config = row.folder / "config.yaml"
-    _write_whole(config, dump_config(row.config))
+    write_whole(config, dump_config(row.config))
     (row.folder / "row.json").unlink(missing_ok=True)
     log, begun_at, started = row.folder / "train.log", last_step(row), time.monotonic()
     command = [sys.executable, "-m", "megarl.cli", "train", str(config), "--resume"]
@@ -155,15 +155,8 @@ def _run(row: Row, lock: int, progress: Progress) -> Outcome:
         finally:
             _end(process)
             outcome = Outcome(error is None, earlier + time.monotonic() - started, error)
-            _write_whole(row.folder / "row.json", json.dumps(asdict(outcome)) + "\n")
+            write_whole(row.folder / "row.json", json.dumps(asdict(outcome)) + "\n")
     return outcome
-
-
-def _write_whole(file: Path, text: str) -> None:
-    """Whatever ends this process, the file is as it was or complete."""
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text)
-    partial.replace(file)
 
 
 def _wait(process: subprocess.Popen[bytes], row: Row, progress: Progress, begun_at: int, started: float) -> None:
