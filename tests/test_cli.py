@@ -11,6 +11,7 @@ import torch
 
 from megarl.cli import main
 from megarl.config import dump_config, load_config
+from megarl.files import locked
 from megarl.preflight import check_run
 from megarl.types import UserError
 
@@ -183,8 +184,9 @@ def test_a_mistake_is_refused_before_anything_is_written(project, name):
     assert snapshot(project) == before
 
 
-def megarl(project, *arguments):
+def megarl(project, *arguments, **launcher):
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
+    environment |= launcher
     command = [sys.executable, "-m", "megarl.cli", *arguments]
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -201,6 +203,18 @@ def test_the_command_ends_with_status_2_and_one_line_that_says_why(project, name
     assert line.startswith("megarl: error: ") and all(word in line for word in words)
     assert done.stdout == ""
     assert snapshot(project) == before
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    "launcher", [{}, {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}]
+)
+def test_two_runs_in_one_folder_are_refused_however_they_are_started(project, launcher):
+    with locked(project / "run", "run.dir", "megarl sft"):
+        done = megarl(project, "train", "config.yaml", **launcher)
+    assert done.returncode == 2, done.stderr
+    assert f"megarl: error: run.dir={project}/run: megarl sft is running there; wait for it" in done.stderr
+    assert "Traceback" not in done.stderr and not (project / "run/metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize("command", ["train", "sft", "eval", "study"])

@@ -84,7 +84,10 @@ def test_a_killed_run_resumes_to_the_uninterrupted_one(uninterrupted, tmp_path):
     assert "Traceback" not in output
     assert (tmp_path / "checkpoints/LATEST").read_text().strip() == "step_000002"
 
-    assert "resuming from" in run(tmp_path, "run.steps=4", "run.checkpoint_every=2", "--resume").stdout
+    (tmp_path / "checkpoints/LATEST").unlink()  # the newest complete one is found without
+    output = run(tmp_path, "run.steps=4", "run.checkpoint_every=2", "--resume").stdout
+    assert "resuming from" in output and f"beyond step 2 is in {tmp_path / 'history/001'}" in output
+    assert (tmp_path / "history/001/samples/step_000003.jsonl").exists()
     assert metrics(tmp_path) == metrics(uninterrupted)
     resumed, expected = (load_file(folder / "hf/model.safetensors") for folder in (tmp_path, uninterrupted))
     assert all(torch.equal(resumed[name], expected[name]) for name in expected)

@@ -10,6 +10,8 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from yaml.parser import ParserError
+from yaml.scanner import ScannerError
 
 from megarl.algorithms.recipe import Recipe, compose, nearest
 from megarl.algorithms.recipes import RECIPES, VARIANTS
@@ -65,7 +67,8 @@ def read_yaml(path: str | Path, expected: str) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         where = f", line {mark.line + 1}" if mark else ""
         problem = str(getattr(error, "problem", None) or error).splitlines()[0]
-        raise UserError(f"{path}{where}: not valid YAML ({problem})") from None
+        quotes = "; a text with {, [, # or ': ' needs quotes" if isinstance(error, ParserError | ScannerError) else ""
+        raise UserError(f"{path}{where}: not valid YAML ({problem}{quotes})") from None
     if not isinstance(values, dict):
         raise UserError(f"{path}: expected {expected}")
     return values

@@ -65,6 +65,13 @@ class _Loader(yaml.SafeLoader):
             raise _refusal(node, "half a character, an escape of \\ud800 to \\udfff alone")
         return text
 
+    def nothing(self, node: yaml.ScalarNode) -> None:
+        """Null, but not for a key whose text a # has made a comment."""
+        if node.value == "" and (mark := node.start_mark) and isinstance(mark.buffer, str):
+            rest = mark.buffer[mark.pointer :].partition("\n")[0]
+            if rest.lstrip().startswith("#"):
+                raise _refusal(node, "nothing stands before the comment: write null, or put the text in quotes")
+
     def unknown(self, node: yaml.Node) -> NoReturn:
         raise _refusal(node, f"{node.tag} is no tag of YAML 1.2's core schema")
 
@@ -104,7 +111,7 @@ for _tag, (_pattern, _first) in CORE.items():
         _firsts = [*_first, *([""] if _tag == "null" else [])]  # "": of the empty scalar
         _yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"(?:{_pattern})\Z"), _firsts)
 _CONSTRUCTORS: dict[str, Callable[[_Loader, Any], Any]] = {
-    "null": lambda loader, node: None,
+    "null": _Loader.nothing,
     "bool": _Loader.flag,
     "int": lambda loader, node: loader.number(node, _integer),
     "float": lambda loader, node: loader.number(node, _float),

@@ -58,6 +58,14 @@ def test_every_text_comes_back_from_a_dump_and_is_text_to_yaml_1_1_too():
     assert not isinstance(yaml.safe_load(dated)["date"], datetime.date)
 
 
+@pytest.mark.parametrize("text", ["pattern: #### (.*)", "a: {b: 1}\nc:   # none", "- a\n- # b", "a: #\nb: 1"])
+def test_a_text_that_a_comment_has_eaten_is_refused(text):
+    with pytest.raises(yaml.YAMLError, match="nothing stands before the comment"):
+        yaml12.load(text)
+    for fine in ("a: null # none", "a: ~ # none", "a: # below\n  b: 1", "a: # below\n- b", "# all", "a: '' # none"):
+        yaml12.load(fine)
+
+
 def test_line_breaks_of_yaml_1_1_are_text():
     assert yaml12.load("a: 'x\u2028y\x85z'\nb: x\u2029 y") == {"a": "x\u2028y\x85z", "b": "x\u2029 y"}
 
