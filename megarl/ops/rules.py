@@ -101,7 +101,8 @@ def kl_estimate(logprob, ref_logprob, log_ratio_limit, ESTIMATOR):
     """Estimate of KL(policy || reference) at a sampled token (Schulman's k1, k2, k3): (value, d/d logprob).
 
     k1 itself has a gradient that knows nothing of the reference and is 0 on average; it therefore lends its value, and
-    k2 its gradient, which on average is that of the KL (arXiv 2506.09477).
+    k2 its gradient, which on average is that of the KL (arXiv 2506.09477). k3 is held where its exponential would grow
+    beyond bounds, the policy far below the reference; on the other side it goes on.
     """
     log_ratio = logprob - ref_logprob
     if ESTIMATOR == "k1":
@@ -109,8 +110,7 @@ def kl_estimate(logprob, ref_logprob, log_ratio_limit, ESTIMATOR):
     if ESTIMATOR == "k2":
         return 0.5 * log_ratio * log_ratio, log_ratio
     inverse = -log_ratio
-    inside = (inverse <= log_ratio_limit) & (inverse >= -log_ratio_limit)
-    inverse = xp.where(inverse > log_ratio_limit, log_ratio_limit, inverse)
-    inverse = xp.where(inverse < -log_ratio_limit, -log_ratio_limit, inverse)
+    held = inverse > log_ratio_limit
+    inverse = xp.where(held, log_ratio_limit, inverse)
     ratio = xp.exp(inverse)
-    return ratio - inverse - 1, xp.where(inside, 1 - ratio, 0.0)
+    return ratio - inverse - 1, xp.where(held, 0.0, 1 - ratio)

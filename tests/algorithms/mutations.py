@@ -430,16 +430,26 @@ MUTATIONS = [
     ),
     Mutation("k3: sign of the log-ratio", "ops/rules.py", "return ratio - inverse - 1", "return ratio + inverse - 1"),
     Mutation("k3: log-ratio upside down", "ops/rules.py", "inverse = -log_ratio\n", "inverse = log_ratio\n"),
-    Mutation(
-        "k3: gradient's sign", "ops/rules.py", "xp.where(inside, 1 - ratio, 0.0)", "xp.where(inside, ratio - 1, 0.0)"
-    ),
+    Mutation("k3: gradient's sign", "ops/rules.py", "xp.where(held, 0.0, 1 - ratio)", "xp.where(held, 0.0, ratio - 1)"),
     Mutation(
         "k3: not clamped",
         "ops/rules.py",
-        "inverse > log_ratio_limit, log_ratio_limit",
-        "inverse > log_ratio_limit, inverse",
+        "xp.where(held, log_ratio_limit, inverse)",
+        "inverse",
     ),
-    Mutation("k3: a slope beyond the clamp", "ops/rules.py", "xp.where(inside, 1 - ratio, 0.0)", "1 - ratio"),
+    Mutation("k3: a slope beyond the clamp", "ops/rules.py", "xp.where(held, 0.0, 1 - ratio)", "1 - ratio"),
+    Mutation(
+        "k3: no slope far above the reference",
+        "ops/rules.py",
+        "xp.where(held, 0.0, 1 - ratio)",
+        "xp.where(held | (inverse < -log_ratio_limit), 0.0, 1 - ratio)",
+    ),
+    Mutation(
+        "k3: clamped far above the reference",
+        "ops/rules.py",
+        "return ratio - inverse - 1",
+        "return ratio - xp.where(inverse < -log_ratio_limit, -log_ratio_limit, inverse) - 1",
+    ),
     Mutation("entropy punished", "ops/reference.py", "loss - rule.entropy_coef", "loss + rule.entropy_coef"),
     Mutation("entropy's gradient punishes", "ops/epilogue.py", "else -rule.entropy_coef", "else rule.entropy_coef"),
     Mutation("proximal term without the half", "loss.py", "0.5 * recipe.proximal_coef", "recipe.proximal_coef"),

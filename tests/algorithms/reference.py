@@ -433,7 +433,7 @@ def kl_estimate(r, token: Token):
         return stop_gradient(difference) + half_square - stop_gradient(half_square)
     if r.kl_estimator == "k2":
         return (token.logp - token.ref) * (token.logp - token.ref) / 2
-    x = clip(token.ref - token.logp, -20.0, 20.0)
+    x = min(token.ref - token.logp, 20.0)
     return exp(x) - x - 1
 
 

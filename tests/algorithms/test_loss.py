@@ -572,6 +572,15 @@ def test_kl_estimators_are_schulmans(estimator, value, slope, logratio):
     assert float(logprobs.grad) == pytest.approx(slope(logratio), **EXACT)
 
 
+@pytest.mark.parametrize("below", [19.0, 20.0, 21.0, 40.0, 500.0])
+def test_k3_pulls_a_token_down_however_far_the_reference_lies_below_it(below):
+    logprobs = torch.tensor([-0.5], requires_grad=True)
+    estimate = kl_estimate("k3", logprobs, logprobs.detach() - below)
+    estimate.backward()
+    assert float(estimate.detach()) == pytest.approx(below - 1, rel=1e-6)
+    assert float(logprobs.grad) == pytest.approx(1.0, rel=1e-6)
+
+
 def test_k3_stays_finite_however_far_the_policy_has_moved():
     logprobs = torch.tensor([-500.0, 0.0], requires_grad=True)
     estimate = kl_estimate("k3", logprobs, torch.tensor([0.0, -500.0]))
