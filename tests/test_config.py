@@ -427,6 +427,35 @@ def test_fields_of_ones_own_recipe_stand_above_the_settings(tmp_path):
     assert load(tmp_path, "setting: minimal_rl", "recipe=grpo", "recipe.dual_clip=null").recipe.dual_clip is None
 
 
+@pytest.mark.parametrize(
+    "recipe", ["ppo", "{name: mine, base: ppo, value_clip: 0.2}", "{name: a, base: none, baseline: critic}"]
+)
+def test_the_script_of_ppo_drew_one_sample_a_prompt_and_had_no_kl(tmp_path, recipe):
+    scripts = load(tmp_path, f"setting: minimal_rl\nrecipe: {recipe}")
+    assert scripts.schedule.samples_per_prompt == 1 and scripts.schedule.minibatch_prompts == 256
+    assert not scripts.recipe.needs_reference and scripts.recipe.needs_critic
+    assert load(tmp_path, f"setting: paper\nrecipe: {recipe}").schedule.samples_per_prompt == 4
+    given = load(tmp_path, f"setting: minimal_rl\nrecipe: {recipe}\nschedule: {{samples_per_prompt: 2}}")
+    assert given.schedule.samples_per_prompt == 2
+
+
+def test_rounds_that_never_fill_a_group_are_refused(tmp_path):
+    message = refusal(tmp_path, "recipe: reinforce_ada\nschedule: {samples_per_prompt: 33}")
+    assert message == (
+        "recipe.samples_per_round=8 in recipe.backfill_rounds=4 rounds never make schedule.samples_per_prompt=33; "
+        "raise one, or lower that"
+    )
+    assert load(tmp_path, "recipe: reinforce_ada\nschedule: {samples_per_prompt: 32}").recipe.samples_per_round == 8
+
+
+@pytest.mark.parametrize("mismatch", ["geo_reject", "token_icepop"])
+def test_the_bounds_of_a_mismatch_survive_the_dump(tmp_path, mismatch):
+    config = load(tmp_path, f"recipe: {{name: grpo, mismatch: {mismatch}}}")
+    assert config.recipe.mismatch_high == {"geo_reject": 1.001, "token_icepop": 5.0}[mismatch]
+    (tmp_path / "dumped.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "dumped.yaml") == config
+
+
 @pytest.mark.parametrize("setting", ["paper", "minimal_rl"])
 @pytest.mark.parametrize("recipe", ["iterative_dpo", "{name: mine, base: iterative_dpo, dpo_beta: 0.2}"])
 def test_a_setting_runs_iterative_dpo_on_its_own_schedule(tmp_path, setting, recipe):

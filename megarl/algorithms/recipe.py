@@ -50,6 +50,9 @@ class Recipe(BaseModel):
         "group is correct and half wrong",
     )
     backfill_rounds: int = Field(4, ge=1, description="rounds of sampling per step, the first one included")
+    samples_per_round: int | None = Field(
+        None, ge=1, description="adaptive: drawn for a prompt in each round; null: as many as its group keeps"
+    )
     sample_filter: Literal["none", "positive"] = Field("none", description="positive: only correct samples")
     dropped: Literal["remove", "zero"] = Field(
         "remove", description="remove: dropped samples leave the denominator; zero: they count with advantage 0"
@@ -186,6 +189,7 @@ ACTS: dict[str, tuple[str, Callable[[Recipe], bool]]] = {
     },
     "overlong_cache_tokens": ("overlong=soft", lambda r: r.overlong == "soft"),
     "backfill_rounds": ("backfill=resample or adaptive", lambda r: r.backfill != "none"),
+    "samples_per_round": ("backfill=adaptive", lambda r: r.backfill == "adaptive"),
     "std_ddof": (
         "a standard deviation in scale, or baseline=critic",
         lambda r: r.scale.endswith("std") or r.baseline == "critic",

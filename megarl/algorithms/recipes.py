@@ -63,7 +63,14 @@ RECIPES: dict[str, Recipe] = {
             proximal="squared_log_ratio",
             aggregation="seq_mean_token_sum",
         ),
-        Recipe(name="reinforce_ada", backfill="adaptive", baseline="pool_mean", **_PPO, clip_high=0.28),
+        Recipe(
+            name="reinforce_ada",
+            backfill="adaptive",
+            samples_per_round=8,
+            baseline="pool_mean",
+            **_PPO,
+            clip_high=0.28,
+        ),
     )
 }
 

@@ -281,6 +281,11 @@ class Config(Section):
                 f"schedule.samples_per_prompt=1 gives recipe {recipe.name} nothing to compare within a group "
                 f"({fields}); use at least 2"
             )
+        if recipe.samples_per_round and recipe.samples_per_round * recipe.backfill_rounds < n:
+            raise UserError(
+                f"recipe.samples_per_round={recipe.samples_per_round} in recipe.backfill_rounds="
+                f"{recipe.backfill_rounds} rounds never make schedule.samples_per_prompt={n}; raise one, or lower that"
+            )
         truncated = self.rollout.top_p < 1 or self.rollout.top_k > 0
         if truncated and recipe.off_policy_fields and not self.rollout.allow_truncated_sampling:
             raise UserError(

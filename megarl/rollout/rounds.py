@@ -19,12 +19,13 @@ Draw = Callable[..., list[SampleGroup]]  # prompts, `first`: index of a prompt's
 def sample_step(config: Config, prompts: PromptSet, step: int, sample: Callable[..., list[SampleGroup]]) -> Rollout:
     """A pure function of the step and of what `sample` (that of `Sampler`) draws, so resuming needs no state."""
     recipe, schedule, sampling = config.recipe, config.schedule, training_sampling(config)
-    draw = partial(sample, n=schedule.samples_per_prompt, sampling=sampling, seed=("step", step))
+    n = schedule.samples_per_prompt
+    draw = partial(sample, n=recipe.samples_per_round or n, sampling=sampling, seed=("step", step))
     rollout = Rollout(draw(prompts.at_step(step, schedule.prompts_per_step, config.run.seed)))
     if recipe.backfill == "resample":
         resample(recipe, rollout, draw, partial(prompts.replacements, step, seed=config.run.seed))
     elif recipe.backfill == "adaptive":
-        sample_on(recipe, rollout, draw, schedule.samples_per_prompt)
+        sample_on(recipe, rollout, draw, n)
     if recipe.baseline == "greedy":  # one more response a prompt (ReMax, 2310.10505)
         asked = [group.prompt for group in rollout.groups]
         greedy = sample(asked, n=1, sampling=replace(sampling, temperature=0.0), seed=("greedy", step))
@@ -51,7 +52,7 @@ def resample(recipe: Recipe, rollout: Rollout, draw: Draw, replacements: Callabl
 def sample_on(recipe: Recipe, rollout: Rollout, draw: Draw, n: int) -> None:
     """Sample each prompt until half of n samples are correct and half wrong (Reinforce-Ada, 2510.04996).
 
-    The group is then as balanced as the samples allow; the others stay beside it for the baseline.
+    The group is then n samples, as balanced as those drawn allow; the others stay beside it for the baseline.
     """
 
     def counts(sample: Sample) -> bool:
@@ -61,11 +62,14 @@ def sample_on(recipe: Recipe, rollout: Rollout, draw: Draw, n: int) -> None:
         counted = [sample for sample in group.drawn if counts(sample)]
         return [s for s in counted if s.correct], [s for s in counted if not s.correct]
 
+    def lacks(group: SampleGroup) -> bool:
+        return len(group.drawn) < n or min(map(len, right_and_wrong(group))) < n // 2
+
     for round in range(1, recipe.backfill_rounds):
-        active = [group for group in rollout.groups if min(map(len, right_and_wrong(group))) < n // 2]
+        active = [group for group in rollout.groups if lacks(group)]
         if not active:
             break
-        more = draw([group.prompt for group in active], first=round * n)
+        more = draw([group.prompt for group in active], first=round * (recipe.samples_per_round or n))
         for group, drawn in zip(active, more, strict=True):
             group.unused += drawn.samples
     for group in rollout.groups:

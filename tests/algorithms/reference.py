@@ -19,6 +19,7 @@ DEFAULTS = {
     "overlong_cache_tokens": None,
     "group_filter": "none",
     "backfill": "none",
+    "samples_per_round": None,
     "sample_filter": "none",
     "dropped": "remove",
     "baseline": "none",
@@ -98,7 +99,13 @@ RECIPES = {
     "sapo": {**GRPO, "ratio": "token", "clip": "sapo"},
     "dppo": {**GRPO, "ratio": "token", "clip": "dppo_tv", "clip_low": 0.15, "clip_high": 0.15},
     "kimi_k2": {"baseline": "mean", "proximal": "squared_log_ratio", **TOKEN_SUM},
-    "reinforce_ada": {"backfill": "adaptive", "baseline": "pool_mean", **PPO, "clip_high": 0.28},
+    "reinforce_ada": {
+        "backfill": "adaptive",
+        "samples_per_round": 8,
+        "baseline": "pool_mean",
+        **PPO,
+        "clip_high": 0.28,
+    },
 }
 
 

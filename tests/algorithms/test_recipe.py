@@ -278,8 +278,9 @@ REFUSED = [
 
 # Each dependent field at another value than its default, in a recipe where nothing makes it act.
 WITHOUT_EFFECT = {
-    "overlong_cache_tokens": 8, "backfill_rounds": 2, "std_ddof": 0, "scale_eps": 0.1, "gamma": 0.9, "gae_lambda": 0.9,
-    "value_clip": 0.2, "old_policy": "rollout", "clip": "ppo", "clip_low": 0.1, "clip_high": 0.3, "dual_clip": 3.0,
+    "overlong_cache_tokens": 8, "backfill_rounds": 2, "samples_per_round": 8, "std_ddof": 0, "scale_eps": 0.1,
+    "gamma": 0.9, "gae_lambda": 0.9, "value_clip": 0.2, "old_policy": "rollout", "clip": "ppo",
+    "clip_low": 0.1, "clip_high": 0.3, "dual_clip": 3.0,
     "sapo_tau_positive": 2.0, "sapo_tau_negative": 2.0, "ratio_cap": 5.0, "mismatch_low": 0.1, "mismatch_high": 5.0,
     "proximal_level": "token", "proximal_coef": 1.0, "kl_estimator": "k2", "dpo_beta": 1.0, "label_smoothing": 0.2,
 }  # fmt: skip
@@ -302,7 +303,9 @@ def test_every_field_that_depends_on_another_is_tested():
         ("gspo", {"clip": "none"}, {"clip_low", "clip_high"}),
         ("grpo", {"ratio": "none"}, {"clip"}),
         ("raft_pp_clip_higher", {"ratio": "none"}, {"clip", "clip_high"}),
-        ("grpo", {"objective": "dpo"}, {"baseline", "scale", "ratio", "clip", "kl_coef"}),
+        ("grpo", {"objective": "dpo"}, {"baseline", "scale", "ratio", "clip"}),
+        ("reinforce_ada", {"backfill": "none", "baseline": "mean"}, {"samples_per_round"}),
+        ("scale_rl", {"ratio": "none"}, {"clip", "clip_high", "old_policy"}),
         ("grpo", {"clip_high": 0.28}, set()),
     ],
 )

@@ -271,6 +271,31 @@ def sorted_by_verdict(group):
     return sorted(group.samples, key=lambda sample: not sample.correct)
 
 
+def test_reinforce_ada_draws_eight_a_round_and_keeps_four():
+    steps = Steps("reinforce_ada", lambda prompt, i: "c" if i >= 8 * (int(prompt) % 3) and i % 2 else "w")
+    rollout = steps.sample(0)
+    assert [indices for *_, indices, _ in steps.sampler.draws] == [list(range(8 * i, 8 * i + 8)) for i in range(3)]
+    assert number_of_samples_that_repeat(steps.sampler) == 0
+    for group in rollout.groups:
+        assert Counter(letters(group.samples)) == Counter("ccww")
+        assert len(group.drawn) == 8 * (1 + int(group.prompt.id) % 3)
+    hopeless = Steps("reinforce_ada", lambda prompt, i: "w")
+    assert [len(g.drawn) for g in hopeless.sample(0).groups] == [32] * 6
+    assert [len(g.samples) for g in hopeless.sample(0).groups] == [4] * 6
+
+
+@pytest.mark.parametrize(("n", "per_round"), [(4, 1), (4, 3), (5, 4), (5, 9), (3, 2)])
+def test_a_group_has_its_size_however_many_samples_a_round_draws(n, per_round):
+    rng = np.random.default_rng(n)
+    table = rng.choice(list("cwo"), size=(30, 8 * per_round), p=[0.4, 0.5, 0.1])
+    recipe = adaptive(samples_per_round=per_round, backfill_rounds=8)
+    steps = Steps(recipe, lambda prompt, i: str(table[int(prompt), i]), n=n, prompts_per_step=30)
+    groups = steps.sample(0).groups
+    assert {len(group.samples) for group in groups} == {n}
+    assert all(sorted(s.index for s in group.drawn) == list(range(len(group.drawn))) for group in groups)
+    assert all(len(group.drawn) % per_round == 0 for group in groups)
+
+
 @pytest.mark.parametrize("rounds", [1, 2, 5])
 def test_adaptive_sampling_stops_after_its_rounds(rounds):
     steps = Steps(adaptive(backfill_rounds=rounds), lambda prompt, i: "w")
