@@ -11,12 +11,12 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from megarl.algorithms.recipe import Recipe, nearest
+from megarl.algorithms.recipe import Recipe, default, nearest
 from megarl.algorithms.recipes import RECIPES, SOURCES, VARIANTS
 from megarl.types import UserError
 
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
-DEFAULTS = {name: field.default for name, field in Recipe.model_fields.items() if name != "name"}
+DEFAULTS = {name: default(name) for name in Recipe.model_fields if name != "name"}
 VARIANT_TEXTS = {"paper": "what the text of arXiv 2504.11343 says", "minimal_rl": "what its released scripts ran"}
 
 

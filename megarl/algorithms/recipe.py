@@ -21,6 +21,14 @@ from megarl.types import UserError
 _CENTRED = ("mean", "leave_one_out", "length_mean")
 _GROUP_BASELINES = (*_CENTRED, "pool_mean")
 _GROUP_SCALES = ("group_std", "group_mean")
+# Trainer-to-rollout ratios that each correction lets pass, as published with it. A geometric mean hardly leaves 1.
+_MISMATCH_BOUNDS = {"token_icepop": (0.5, 5.0), "geo_reject": (0.999, 1.001)}
+_USUAL_BOUNDS = (0.5, 2.0)
+
+
+def _bound(of: int) -> Any:
+    """The default of mismatch_low (0) or mismatch_high (1), which depends on the mismatch, validated before it."""
+    return lambda data: _MISMATCH_BOUNDS.get(data.get("mismatch"), _USUAL_BOUNDS)[of]
 
 
 class Recipe(BaseModel):
@@ -88,8 +96,18 @@ class Recipe(BaseModel):
     mismatch: Literal["none", "token_tis", "token_icepop", "seq_tis", "seq_reject", "geo_reject"] = Field(
         "none", description="corrects for the rollout engine's log-probs differing from the trainer's"
     )
-    mismatch_low: float = Field(0.5, ge=0, lt=1, description="smallest accepted trainer-to-rollout ratio")
-    mismatch_high: float = Field(2.0, gt=1, description="largest accepted, or where it is truncated (tis)")
+    mismatch_low: float = Field(
+        default_factory=_bound(0),
+        ge=0,
+        lt=1,
+        description="smallest accepted trainer-to-rollout ratio; by default 0.999 with geo_reject",
+    )
+    mismatch_high: float = Field(
+        default_factory=_bound(1),
+        gt=1,
+        description="largest accepted, or where it is truncated (tis); by default 1.001 with geo_reject, 5 with "
+        "token_icepop",
+    )
 
     # The loss of a mini-batch.
     aggregation: Literal[
@@ -225,21 +243,25 @@ def compose(base: Recipe, changes: Mapping[str, Any], variant: Mapping[str, Any]
 
     Fields that the changes leave without effect fall back to their defaults: GSPO without a clip has no clip_low.
     """
-    values = {**base.model_dump(), **variant, **changes}
+    values = {**base.model_dump(exclude_unset=True), **variant, **changes}
     for field, (_, acts) in ACTS.items():
         if field not in changes and not acts(Recipe.model_construct(**values)):
-            values[field] = Recipe.model_fields[field].default
-    if "dropped" in variant and "dropped" not in changes and values["backfill"] == "resample":
-        values["dropped"] = "remove"
+            values.pop(field, None)
+    if "dropped" in variant and "dropped" not in changes and values.get("backfill") == "resample":
+        del values["dropped"]
     return values
+
+
+def default(field: str, others: Mapping[str, Any] | None = None) -> Any:
+    """What a field is where nothing is said of it; that of some depends on the `others`."""
+    return Recipe.model_fields[field].get_default(call_default_factory=True, validated_data=dict(others or {}))
 
 
 def _contradictions(r: Recipe) -> Iterable[str]:
     """What the fields of a recipe can't mean together, each as one line that names the fields and the fix."""
     for field, (condition, acts) in ACTS.items():
-        default = Recipe.model_fields[field].default
-        if getattr(r, field) != default and not acts(r):
-            yield f"recipe.{field}={getattr(r, field)} acts only with {condition}; use that, or leave it at {default}"
+        if (value := getattr(r, field)) != (usual := default(field, dict(r))) and not acts(r):
+            yield f"recipe.{field}={value} acts only with {condition}; use that, or leave it at {usual}"
     if r.objective == "dpo" and r.overlong == "soft":
         yield "recipe.overlong=soft changes rewards, which recipe.objective=dpo doesn't look at; use overlong=mask"
     if r.clip == "token_log" and r.ratio != "sequence":

@@ -105,7 +105,9 @@ def validated(model: type[Model], values: Any, prefix: tuple[str, ...] = ()) -> 
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise UserError("\n".join(_describe(model, prefix, e) for e in error.errors())) from None
+        # A default that waits for a wrong value is no mistake of its own.
+        mistakes = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+        raise UserError("\n".join(_describe(model, prefix, e) for e in mistakes)) from None
 
 
 def _describe(model: type[BaseModel], prefix: tuple[str, ...], error: Any) -> str:

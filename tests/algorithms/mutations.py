@@ -350,6 +350,8 @@ MUTATIONS = [
         "flat_mask = flat_mask * correction",
         "flat_mask = flat_mask * 1",
     ),
+    Mutation("geo_reject with the bounds of a sum", "recipe.py", "(0.999, 1.001)", "(0.5, 2.0)"),
+    Mutation("icepop rejects from 2 on", "recipe.py", "(0.5, 5.0)", "(0.5, 2.0)"),
     # aggregation
     Mutation(
         "token_mean as seq_mean_token_sum",

@@ -51,6 +51,7 @@ DEFAULTS = {
     "dpo_beta": 0.1,
     "label_smoothing": 0.1,
 }
+MISMATCH_BOUNDS = {"token_icepop": (0.5, 5.0), "geo_reject": (0.999, 1.001)}  # of the others: DEFAULTS
 PLUS_MINUS_ONE = {"wrong_reward": -1.0}
 PPO = {"ratio": "token", "clip": "ppo"}
 GRPO = {"baseline": "mean", "scale": "group_std"}
@@ -111,6 +112,8 @@ RECIPES = {
 
 def recipe(name: str | None = None, variant: str = "paper", **fields) -> SimpleNamespace:
     r = SimpleNamespace(**{**DEFAULTS, **(RECIPES[name] if name else {}), **fields})
+    for side, bound in zip(("mismatch_low", "mismatch_high"), MISMATCH_BOUNDS.get(r.mismatch, ()), strict=False):
+        setattr(r, side, fields.get(side, bound))
     if variant == "minimal_rl" and r.objective != "dpo":
         r.aggregation, r.kl_coef, r.kl_estimator, r.entropy_coef = "token_mean", 0.001, "k3", 0.001
         if r.clip == "ppo":

@@ -46,7 +46,9 @@ TESTED = {
     **{f"{name} minimal_rl": Recipe.named(name, "minimal_rl") for name in ("raft_pp", "grpo", "gspo", "kimi_k2")},
     **{f"reinforce {kind}": Recipe.named("reinforce", mismatch=kind, **bounds) for kind, bounds in MISMATCHES.items()},
     **{f"gspo {kind}": Recipe.named("gspo", mismatch=kind, **bounds) for kind, bounds in MISMATCHES.items()},
-    "scale_rl geo_reject": Recipe.named("scale_rl", mismatch="geo_reject", **MISMATCHES["geo_reject"]),
+    "scale_rl geo_reject": Recipe.named(
+        "scale_rl", old_policy="trainer", mismatch="geo_reject", **MISMATCHES["geo_reject"]
+    ),
     "dr_grpo seq_reject": Recipe.named("dr_grpo", mismatch="seq_reject"),
     "kimi_k2 seq_reject": Recipe.named("kimi_k2", mismatch="seq_reject"),
     "kimi_k2 of tokens": Recipe.named("kimi_k2", proximal_level="token"),

@@ -348,6 +348,23 @@ def test_other_recombinations_of_the_fields_are_recipes_too(fields):
     assert Recipe(**fields).model_dump() == {"name": "custom", **DEFAULTS, **fields}
 
 
+@pytest.mark.parametrize(
+    ("mismatch", "low", "high"),
+    [
+        ("token_tis", 0.5, 2.0),
+        ("seq_tis", 0.5, 2.0),
+        ("seq_reject", 0.5, 2.0),
+        ("token_icepop", 0.5, 5.0),
+        ("geo_reject", 0.999, 1.001),
+    ],
+)
+def test_each_correction_of_mismatch_has_the_bounds_it_was_published_with(mismatch, low, high):
+    for recipe in (Recipe(mismatch=mismatch), Recipe.named("grpo", mismatch=mismatch)):
+        assert (recipe.mismatch_low, recipe.mismatch_high) == (low, high)
+    wider = Recipe.named("grpo", mismatch=mismatch, mismatch_high=3.0)
+    assert (wider.mismatch_low, wider.mismatch_high) == (low, 3.0)
+
+
 def test_a_recipe_does_not_change():
     with pytest.raises(ValidationError, match="frozen"):
         RECIPES["grpo"].clip_high = 0.28
