@@ -7,6 +7,7 @@ in which the two differ are `VARIANTS` of `algorithms/recipes.py`.
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 _PAPER: dict[str, dict[str, Any]] = {
@@ -40,18 +41,23 @@ SETTINGS: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 
-# Where a kind of algorithm was run differently from the others.
-_OF_OBJECTIVE: dict[str, dict[str, dict[str, Any]]] = {
-    "dpo": {
-        "schedule": {"samples_per_prompt": 8, "minibatch_prompts": 128, "epochs": 2},
-        "optim": {"lr": 5e-7, "lr_schedule": "cosine"},
-    },
+# Where a kind of algorithm was run differently from the others: (setting, field of the recipe, its value) -> sections.
+_DPO: dict[str, dict[str, Any]] = {
+    "schedule": {"samples_per_prompt": 8, "minibatch_prompts": 128, "epochs": 2},
+    "optim": {"lr": 5e-7, "lr_schedule": "cosine"},
+}
+_OF_KINDS: dict[tuple[str, str, str], dict[str, dict[str, Any]]] = {
+    ("paper", "objective", "dpo"): _DPO,
+    ("minimal_rl", "objective", "dpo"): _DPO,
+    ("minimal_rl", "baseline", "critic"): {"schedule": {"samples_per_prompt": 1}},
 }
 
 
-def published_values(setting: str, objective: str) -> dict[str, dict[str, Any]]:
-    """The sections of a setting, for recipes of an objective."""
+def published_values(setting: str, recipe: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The sections of a setting, for a recipe with these fields."""
     values = copy.deepcopy(SETTINGS[setting])
-    for section, changes in _OF_OBJECTIVE.get(objective, {}).items():
-        values[section] |= changes
+    for (of_setting, field, value), sections in _OF_KINDS.items():
+        if of_setting == setting and recipe.get(field) == value:
+            for section, changes in sections.items():
+                values[section] |= changes
     return values

@@ -418,7 +418,7 @@ def test_fields_of_ones_own_recipe_stand_above_the_settings(tmp_path):
     assert load(tmp_path, text).recipe == Recipe.named("grpo", "minimal_rl", name="mine", kl_coef=0.5)
     text = "setting: minimal_rl\nrecipe: {name: mine, base: none, baseline: mean}"
     assert load(tmp_path, text).recipe == Recipe(
-        name="mine", baseline="mean", aggregation="token_mean", dropped="zero", kl_coef=0.001, entropy_coef=0.001
+        name="mine", baseline="mean", aggregation="token_mean", dropped="zero", entropy_coef=0.001
     )
     text = "setting: minimal_rl\nrecipe: {name: mine, base: raft_pp, clip: none}"
     assert load(tmp_path, text).recipe.dual_clip is None

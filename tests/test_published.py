@@ -28,11 +28,12 @@ EVAL = {"samples_per_prompt": 16, "temperature": 1.0}
 @pytest.mark.parametrize(("setting", "minibatch", "tokens"), [("paper", 512, 4096), ("minimal_rl", 256, 3072)])
 @pytest.mark.parametrize("recipe", [name for name in RECIPES if name != "iterative_dpo"])
 def test_a_setting_is_what_was_published(setting, minibatch, tokens, recipe):
-    assert published_values(setting, RECIPES[recipe].objective) == {
+    n = 1 if (setting, recipe) == ("minimal_rl", "ppo") else 4  # its script drew one sample a prompt
+    assert published_values(setting, dict(RECIPES[recipe])) == {
         "data": PROMPT,
         "schedule": {
             "prompts_per_step": 1024,
-            "samples_per_prompt": 4,
+            "samples_per_prompt": n,
             "minibatch_prompts": minibatch,
             "epochs": 1,
         },
@@ -45,7 +46,7 @@ def test_a_setting_is_what_was_published(setting, minibatch, tokens, recipe):
 
 @pytest.mark.parametrize(("setting", "tokens"), [("paper", 4096), ("minimal_rl", 3072)])
 def test_iterative_dpo_samples_and_learns_on_its_own_schedule(setting, tokens):
-    assert published_values(setting, "dpo") == {
+    assert published_values(setting, {"objective": "dpo"}) == {
         "data": PROMPT,
         "schedule": {"prompts_per_step": 1024, "samples_per_prompt": 8, "minibatch_prompts": 128, "epochs": 2},
         "optim": {**ADAMW, "lr": 5e-7, "lr_schedule": "cosine"},
@@ -56,17 +57,19 @@ def test_iterative_dpo_samples_and_learns_on_its_own_schedule(setting, tokens):
 
 
 def test_a_recipe_of_ones_own_has_the_settings_of_the_others():
-    assert published_values("paper", "none") == published_values("paper", "grpo")
+    for setting in SETTINGS:
+        assert published_values(setting, {"name": "mine"}) == published_values(setting, dict(RECIPES["grpo"]))
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
 def test_every_published_value_is_a_key_of_the_configuration(setting):
-    for section, values in published_values(setting, "dpo").items():
+    for section, values in published_values(setting, {"objective": "dpo"}).items():
         assert values.keys() <= Config.model_fields[section].annotation.model_fields.keys()
 
 
 def test_changing_what_was_asked_for_leaves_the_setting_as_it_was():
-    published_values("paper", "iterative_dpo")["optim"]["lr"] = 1.0
-    published_values("minimal_rl", "grpo")["data"].clear()
-    assert published_values("paper", "grpo")["optim"]["lr"] == 1e-6
-    assert published_values("paper", "grpo")["data"] == published_values("minimal_rl", "grpo")["data"] == PROMPT
+    pairs: dict = {"objective": "dpo"}
+    published_values("paper", pairs)["optim"]["lr"] = 1.0
+    published_values("minimal_rl", {})["data"].clear()
+    assert [published_values("paper", of)["optim"]["lr"] for of in (pairs, {})] == [5e-7, 1e-6]
+    assert published_values("paper", {})["data"] == published_values("minimal_rl", {})["data"] == PROMPT

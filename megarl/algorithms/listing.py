@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from megarl.algorithms.recipe import Recipe, default, nearest
-from megarl.algorithms.recipes import RECIPES, SOURCES, VARIANTS
+from megarl.algorithms.recipes import RECIPES, SOURCES, VARIANTS, VARIANTS_OF_RECIPES
 from megarl.types import UserError
 
 BOUNDS = {"gt": ">", "ge": "≥", "lt": "<", "le": "≤"}
@@ -101,7 +101,10 @@ def markdown() -> str:
         [f"`{field}`", legal_values(field).replace("|", "\\|"), _value(default), meaning(field).replace("|", "\\|")]
         for field, default in DEFAULTS.items()
     ]
-    variants = [[f"`{name}`", VARIANT_TEXTS[name], _code(fields)] for name, fields in VARIANTS.items()]
+    variants = [
+        [f"`{name}`", VARIANT_TEXTS[name], "; ".join([_code(fields), *_of_recipes(VARIANTS_OF_RECIPES.get(name, {}))])]
+        for name, fields in VARIANTS.items()
+    ]
     parts = [
         "# Recipes",
         "Written by `make docs` from `megarl/algorithms/recipe.py`; change it there. `megarl recipes` shows the same "
@@ -117,6 +120,15 @@ def markdown() -> str:
         _table(["variant", "", "fields it changes"], variants),
     ]
     return "\n\n".join(parts)
+
+
+def _of_recipes(changes: dict[str, dict[str, Any]]) -> list[str]:
+    """What a variant changes in some recipes alone, those of the same changes together."""
+    texts = {name: _code(fields) for name, fields in changes.items()}
+    return [
+        f"and {text} in {', '.join(f'`{name}`' for name in texts if texts[name] == text)}"
+        for text in dict.fromkeys(texts.values())
+    ]
 
 
 def _fields(values: dict[str, Any]) -> str:

@@ -136,7 +136,7 @@ class Recipe(BaseModel):
 
         `variant`: "paper" is what the text of arXiv 2504.11343 says, "minimal_rl" what its released scripts ran.
         """
-        from megarl.algorithms.recipes import RECIPES, VARIANTS  # the table is made of Recipes
+        from megarl.algorithms.recipes import RECIPES, VARIANTS, variant_fields  # the table is made of Recipes
 
         for value, known, what in ((name, RECIPES, "recipe"), (variant, VARIANTS, "variant")):
             if not isinstance(value, str) or value not in known:
@@ -145,7 +145,7 @@ class Recipe(BaseModel):
             if field not in cls.model_fields:
                 raise UserError(f"recipe.{field} is not a known field{nearest(field, cls.model_fields)}")
         try:
-            return cls.model_validate(compose(RECIPES[name], fields, VARIANTS[variant]))
+            return cls.model_validate(compose(RECIPES[name], fields, variant_fields(variant, name)))
         except ValidationError as error:
             first = error.errors()[0]
             cause = first.get("ctx", {}).get("error")

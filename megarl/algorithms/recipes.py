@@ -23,7 +23,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(name="reinforce_drop_all_wrong", **_PM1, **_PPO, group_filter="all_wrong"),
         Recipe(name="reinforce_rej", **_PM1, **_PPO, group_filter="both"),
         Recipe(name="reinforce_rej_std", **_PM1, **_PPO, group_filter="both", scale="group_std"),
-        Recipe(name="grpo", **_GRPO, **_PPO, kl_coef=0.001),
+        Recipe(name="grpo", **_GRPO, **_PPO),
         Recipe(name="ppo", baseline="critic", **_PPO),
         Recipe(name="iterative_dpo", objective="dpo"),
         Recipe(name="dr_grpo", baseline="mean", **_PPO, aggregation="seq_mean_token_sum_norm"),
@@ -75,20 +75,23 @@ RECIPES: dict[str, Recipe] = {
 }
 
 MINIMALIST = "A Minimalist Approach to LLM Reasoning, arXiv 2504.11343"
+SCRIPT_HAD_KL = "its script averaged over all tokens and had a KL of 0.001: setting minimal_rl"
 SOURCES: dict[str, str] = {
-    "raft": f"RAFT: {MINIMALIST}, section 2",
-    "raft_pp": f"RAFT++: {MINIMALIST}, equation 6",
+    "raft": f"RAFT: {MINIMALIST}, section 2, the text ({SCRIPT_HAD_KL})",
+    "raft_pp": f"RAFT++: {MINIMALIST}, equation 6, the text ({SCRIPT_HAD_KL})",
     "raft_pp_no_clip": f"RAFT++ without clipping: {MINIMALIST}, section 4",
     "raft_pp_clip_higher": f"RAFT++ with DAPO's clip-higher: {MINIMALIST}, section 4",
     "reinforce": f"Reinforce with rewards +1 and -1: {MINIMALIST}, section 2",
     "reinforce_mean_zero": f"Reinforce + mean zero (variant 2 of the component figure): {MINIMALIST}",
     "reinforce_drop_all_correct": f"Reinforce + remove all-correct prompts (variant 3): {MINIMALIST}",
     "reinforce_drop_all_wrong": f"Reinforce + remove all-wrong prompts (variant 4): {MINIMALIST}",
-    "reinforce_rej": f"Reinforce-Rej (variant 5, remove both): {MINIMALIST}",
+    "reinforce_rej": f"Reinforce-Rej (variant 5, remove both): {MINIMALIST}, the text ({SCRIPT_HAD_KL})",
     "reinforce_rej_std": f"Reinforce-Rej + normalisation by the standard deviation (variant 6): {MINIMALIST}",
-    "grpo": "GRPO: DeepSeekMath, arXiv 2402.03300, section 4.1",
-    "ppo": "PPO: arXiv 1707.06347, equation 7; GAE: arXiv 1506.02438",
-    "iterative_dpo": f"Iterative DPO: {MINIMALIST}; DPO: arXiv 2305.18290, equation 7",
+    "grpo": "GRPO: DeepSeekMath, arXiv 2402.03300, section 4.1, without KL as in the text of arXiv 2504.11343 "
+    f"(DeepSeekMath's own is 0.04; {SCRIPT_HAD_KL})",
+    "ppo": "PPO: arXiv 1707.06347, equation 7; GAE: arXiv 1506.02438; as in the text of arXiv 2504.11343 (its script "
+    "averaged over all tokens of one sample a prompt: setting minimal_rl)",
+    "iterative_dpo": f"Iterative DPO: {MINIMALIST}, whose code does the same; DPO: arXiv 2305.18290, equation 7",
     "dr_grpo": "Dr. GRPO: arXiv 2503.20783",
     "dapo": "DAPO: arXiv 2503.14476",
     "rloo": "RLOO: arXiv 2402.14740",
@@ -106,18 +109,25 @@ SOURCES: dict[str, str] = {
     "reinforce_ada": "Reinforce-Ada: arXiv 2510.04996",
 }
 
-# What the paper's released scripts ran, where it differs from the text.
+# What the paper's released scripts ran, where it differs from the text: the code's own defaults in all recipes, ...
 VARIANTS: dict[str, dict[str, Any]] = {
     "paper": {},
     "minimal_rl": {
         "aggregation": "token_mean",
         "dropped": "zero",
-        "kl_coef": 0.001,
-        "kl_estimator": "k3",
         "entropy_coef": 0.001,
         "dual_clip": 3.0,
     },
 }
+# ... and what the scripts of some recipes asked for beside them.
+VARIANTS_OF_RECIPES: dict[str, dict[str, dict[str, Any]]] = {
+    "minimal_rl": dict.fromkeys(("raft", "raft_pp", "grpo", "reinforce_rej"), {"kl_coef": 0.001}),
+}
+
+
+def variant_fields(variant: str, base: str) -> dict[str, Any]:
+    """What a variant changes in a recipe that starts from `base`, a shipped one or none."""
+    return VARIANTS[variant] | VARIANTS_OF_RECIPES.get(variant, {}).get(base, {})
 
 
 # Demonstrations instead of rollouts: every sequence has advantage 1, so the loss is their negative log-likelihood.

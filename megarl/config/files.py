@@ -14,7 +14,7 @@ from yaml.parser import ParserError
 from yaml.scanner import ScannerError
 
 from megarl.algorithms.recipe import Recipe, compose, nearest
-from megarl.algorithms.recipes import RECIPES, VARIANTS
+from megarl.algorithms.recipes import RECIPES, variant_fields
 from megarl.config import yaml12
 from megarl.config.overrides import apply_override
 from megarl.config.sections import DEFAULT_RECIPE, Config
@@ -41,9 +41,9 @@ def parse_config(values: dict[str, Any]) -> Config:
     values = dict(values)
     setting = values.get("setting", "none")
     published = setting if isinstance(setting, str) and setting in SETTINGS else None
-    values["recipe"] = _resolve_recipe(values.get("recipe", DEFAULT_RECIPE), VARIANTS[published] if published else {})
+    recipe = values["recipe"] = _resolve_recipe(values.get("recipe", DEFAULT_RECIPE), published or "paper")
     if published:
-        for section, keys in published_values(published, values["recipe"].get("objective", "policy_gradient")).items():
+        for section, keys in published_values(published, recipe).items():
             if isinstance(own := values.get(section, {}), dict):
                 values[section] = {**keys, **own}
     return validated(Config, values)
@@ -74,7 +74,7 @@ def read_yaml(path: str | Path, expected: str) -> dict[str, Any]:
     return values
 
 
-def _resolve_recipe(value: Any, variant: dict[str, Any]) -> dict[str, Any]:
+def _resolve_recipe(value: Any, variant: str) -> dict[str, Any]:
     """A recipe is a name, or fields that differ from a named one.
 
     {name: grpo, clip_high: 0.28} starts from grpo; {name: mine, base: grpo, ...} does too, under a name of its own;
@@ -86,7 +86,7 @@ def _resolve_recipe(value: Any, variant: dict[str, Any]) -> dict[str, Any]:
     fields = dict(fields)
     base = fields.pop("base", fields.get("name"))
     if base == "none":
-        return compose(Recipe(), fields, variant)
+        return compose(Recipe(), fields, variant_fields(variant, base))
     if base is None:
         raise UserError(f"recipe has neither name nor base; names: {', '.join(RECIPES)}")
     if not isinstance(base, str) or base not in RECIPES:
@@ -94,7 +94,7 @@ def _resolve_recipe(value: Any, variant: dict[str, Any]) -> dict[str, Any]:
             f"recipe={base!r} is unknown{nearest(str(base), RECIPES)}; recipes: {', '.join(RECIPES)} "
             "(for a recipe of your own: recipe={name: ..., base: none or a recipe, fields})"
         )
-    return compose(RECIPES[base], fields, variant)
+    return compose(RECIPES[base], fields, variant_fields(variant, base))
 
 
 def validated(model: type[Model], values: Any, prefix: tuple[str, ...] = ()) -> Model:

@@ -410,6 +410,12 @@ MUTATIONS = [
         '"minimal_rl": {\n        "aggregation": "seq_mean_token_mean"',
     ),
     # regularisers
+    Mutation("GRPO with a KL by its text", "recipes.py", "**_GRPO, **_PPO)", "**_GRPO, **_PPO, kl_coef=0.001)"),
+    Mutation("minimal_rl: GRPO without a KL", "recipes.py", '"raft_pp", "grpo", ', '"raft_pp", '),
+    Mutation("minimal_rl: PPO with a KL", "recipes.py", '"raft_pp", "grpo", ', '"raft_pp", "grpo", "ppo", '),
+    Mutation(
+        "minimal_rl: a KL for all", "recipes.py", '"entropy_coef": 0.001,', '"entropy_coef": 0.001, "kl_coef": 0.001,'
+    ),
     Mutation(
         "KL the other way round",
         "ops/rules.py",

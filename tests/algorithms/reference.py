@@ -67,7 +67,7 @@ RECIPES = {
     "reinforce_drop_all_wrong": {**PLUS_MINUS_ONE, **PPO, "group_filter": "all_wrong"},
     "reinforce_rej": {**PLUS_MINUS_ONE, **PPO, "group_filter": "both"},
     "reinforce_rej_std": {**PLUS_MINUS_ONE, **PPO, "group_filter": "both", "scale": "group_std"},
-    "grpo": {**GRPO, **PPO, "kl_coef": 0.001},
+    "grpo": {**GRPO, **PPO},
     "ppo": {"baseline": "critic", **PPO},
     "iterative_dpo": {"objective": "dpo"},
     "dr_grpo": {"baseline": "mean", **PPO, "aggregation": "seq_mean_token_sum_norm"},
@@ -108,6 +108,7 @@ RECIPES = {
         "clip_high": 0.28,
     },
 }
+SCRIPTS_WITH_KL = ("raft", "raft_pp", "grpo", "reinforce_rej")
 
 
 def recipe(name: str | None = None, variant: str = "paper", **fields) -> SimpleNamespace:
@@ -115,7 +116,8 @@ def recipe(name: str | None = None, variant: str = "paper", **fields) -> SimpleN
     for side, bound in zip(("mismatch_low", "mismatch_high"), MISMATCH_BOUNDS.get(r.mismatch, ()), strict=False):
         setattr(r, side, fields.get(side, bound))
     if variant == "minimal_rl" and r.objective != "dpo":
-        r.aggregation, r.kl_coef, r.kl_estimator, r.entropy_coef = "token_mean", 0.001, "k3", 0.001
+        r.aggregation, r.entropy_coef = "token_mean", 0.001
+        r.kl_coef = 0.001 if name in SCRIPTS_WITH_KL else 0.0
         if r.clip == "ppo":
             r.dual_clip = 3.0
         if r.backfill != "resample":

@@ -282,7 +282,7 @@ def test_the_ratio_is_taken_against_the_rollout_where_the_recipe_says_so():
 @pytest.mark.parametrize(
     ("recipe", "missing"),
     [
-        (RECIPES["grpo"], "ref_logprobs"),
+        (Recipe.named("grpo", kl_coef=0.04), "ref_logprobs"),
         (Recipe(entropy_coef=0.1), "entropy"),
         (Recipe(mismatch="seq_tis"), "rollout_logprobs"),
         (Recipe(ratio="token", old_policy="rollout"), "rollout_logprobs"),

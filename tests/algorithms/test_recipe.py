@@ -89,14 +89,7 @@ def test_the_nearest_name_is_offered_only_where_one_is_near():
     assert nearest("quicksort", RECIPES) == ""
 
 
-SCRIPTS = {
-    "aggregation": "token_mean",
-    "dropped": "zero",
-    "kl_coef": 0.001,
-    "kl_estimator": "k3",
-    "entropy_coef": 0.001,
-    "dual_clip": 3.0,
-}
+SCRIPTS = {"aggregation": "token_mean", "dropped": "zero", "entropy_coef": 0.001, "dual_clip": 3.0}
 
 
 def test_the_variants_are_the_text_and_the_scripts():
@@ -112,6 +105,8 @@ def test_the_scripts_change_what_can_act_in_a_recipe(name):
         del expected["dual_clip"]
     if name == "dapo":
         del expected["dropped"]  # it has put other prompts in their place
+    if name in ("raft", "raft_pp", "grpo", "reinforce_rej"):
+        expected["kl_coef"] = 0.001
     if name == "iterative_dpo":
         expected = {}
     assert Recipe.named(name, "minimal_rl") == recipe.model_copy(update=expected)
@@ -120,6 +115,13 @@ def test_the_scripts_change_what_can_act_in_a_recipe(name):
 def test_fields_of_ones_own_win_over_the_variant():
     recipe = Recipe.named("grpo", "minimal_rl", kl_coef=0.5, dual_clip=None)
     assert (recipe.kl_coef, recipe.dual_clip, recipe.entropy_coef) == (0.5, None, 0.001)
+
+
+def test_no_recipe_has_a_kl_term_but_by_the_scripts_of_four():
+    assert {name for name, recipe in RECIPES.items() if recipe.needs_reference} == set()
+    with_kl = {name: r for name in RECIPES if (r := Recipe.named(name, "minimal_rl")).needs_reference}
+    assert with_kl.keys() == {"raft", "raft_pp", "grpo", "reinforce_rej"}
+    assert {(recipe.kl_coef, recipe.kl_estimator) for recipe in with_kl.values()} == {(0.001, "k3")}
 
 
 @pytest.mark.parametrize(
@@ -184,8 +186,7 @@ def test_old_log_probs_are_scored_where_the_policy_moves_before_it_is_compared(f
     assert (recipe.needs_old_logprobs(1), recipe.needs_old_logprobs(2)) == (one, several)
 
 
-def test_only_a_kl_term_needs_the_reference_and_only_ppo_a_critic():
-    assert {name for name, recipe in RECIPES.items() if recipe.needs_reference} == {"grpo"}
+def test_only_ppo_needs_a_critic():
     assert {name for name, recipe in RECIPES.items() if recipe.needs_critic} == {"ppo"}
 
 

@@ -2,10 +2,10 @@
 
     python tools/bench/step.py --trl-env ENV [--repeats 3] [--block 10] [key=value ...]
 
-Both train the same model on the same task: 64 prompts x 8 samples x at most 24 tokens, fp32, GRPO without KL, two
-cores. Both stay loaded; while one runs a block of steps the other is stopped (SIGSTOP), so neither pays for the other.
-megarl is the real `megarl train`, read through its metrics.jsonl; TRL is trl_step.py (`--setup ENV` makes its
-environment). Prints medians over the repeats and writes them as JSON with --out.
+Both train the same model on the same task: 64 prompts x 8 samples x at most 24 tokens, fp32, GRPO, two cores. Both
+stay loaded; while one runs a block of steps the other is stopped (SIGSTOP), so neither pays for the other. megarl is
+the real `megarl train`, read through its metrics.jsonl; TRL is trl_step.py (`--setup ENV` makes its environment).
+Prints medians over the repeats and writes them as JSON with --out.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from megarl.data import arithmetic
 ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "megarl/data/base_model"
 OVERRIDES = [
-    "recipe={name: grpo, kl_coef: 0.0}",
+    "recipe=grpo",
     "optim.lr=2e-4",
     "run.export=false",
     "data.eval=null",
