@@ -48,6 +48,7 @@ MUTATIONS = [
         "-1 - recipe.wrong_reward + score.double() * (2 + recipe.wrong_reward)",
     ),
     Mutation("Reinforce recipes with 0/1", "recipes.py", '{"wrong_reward": -1.0}', '{"wrong_reward": 0.0}'),
+    Mutation("DAPO with 0/1", "recipes.py", 'name="dapo",\n            **_PM1,', 'name="dapo",'),
     Mutation("remove and zero swapped", "credit.py", 'if recipe.dropped == "remove"', 'if recipe.dropped == "zero"'),
     Mutation("minimal_rl removes", "recipes.py", '"dropped": "zero"', '"dropped": "remove"'),
     Mutation(
@@ -262,6 +263,24 @@ MUTATIONS = [
     ),
     Mutation("ScaleRL capped at 6", "recipes.py", "clip_high=4.0", "clip_high=5.0"),
     Mutation(
+        "ScaleRL against the trainer's old policy",
+        "recipes.py",
+        'old_policy="rollout",\n            clip="cispo"',
+        'clip="cispo"',
+    ),
+    Mutation(
+        "dppo against the trainer's old policy",
+        "recipes.py",
+        'old_policy="rollout",\n            clip="dppo_tv"',
+        'clip="dppo_tv"',
+    ),
+    Mutation(
+        "dppo divides by the deviation",
+        "recipes.py",
+        'name="dppo",\n            baseline="mean"',
+        'name="dppo",\n            **_GRPO',
+    ),
+    Mutation(
         "dppo: ratio not detached",
         "ops/rules.py",
         "return weight * logprob, weight, advantage * 0.0, below",
@@ -400,6 +419,12 @@ MUTATIONS = [
         "loss.py",
         "mask / count_present(prompt, mask) / sequence_sum(mask, prompt).clamp(min=1)",
         "mask / count_present(prompt, mask)",
+    ),
+    Mutation(
+        "MaxRL averages a response",
+        "recipes.py",
+        'scale="group_mean", aggregation="seq_mean_token_sum"',
+        'scale="group_mean"',
     ),
     Mutation("empty sequences counted", "loss.py", "index[mask > 0].unique()", "index.unique()"),
     Mutation("token_mean by default", "recipe.py", 'Field("seq_mean_token_mean"', 'Field("token_mean"'),

@@ -265,6 +265,17 @@ def test_the_soft_penalty_is_part_of_the_reward_and_so_of_the_baseline():
     assert_same(credited(centred, group, lengths=lengths), expected)
 
 
+def test_in_dapo_a_right_answer_at_the_limit_is_worth_more_than_a_wrong_one():
+    result = credit(
+        RECIPES["dapo"],
+        torch.zeros(3, dtype=torch.int64),
+        torch.tensor([True, True, False]),
+        lengths=torch.tensor([100, 50, 50]),
+        max_response_tokens=100,
+    )
+    assert result.advantages.tolist() == pytest.approx([0.0, 1.0, -1.0], abs=1e-5)
+
+
 def test_the_soft_penalty_leaves_filters_to_the_verdicts():
     lengths = [[1, 10], [10, 1], [10, 10]]
     kept = credited(RECIPES["dapo"], [[True, True], [False, False], [True, False]], lengths=lengths)

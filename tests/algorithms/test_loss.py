@@ -118,7 +118,7 @@ def tokens_of(recipe, step):
         sequence=sequence,
         prompt=prompt,
         sequences=count_present(sequence, mask),
-        old_logprobs=batch.old_logprobs,
+        old_logprobs=batch.rollout_logprobs if recipe.old_policy == "rollout" else batch.old_logprobs,
         ref_logprobs=batch.ref_logprobs,
         correction=correction,
     )
@@ -279,6 +279,28 @@ def test_the_ratio_is_taken_against_the_rollout_where_the_recipe_says_so():
     assert loss_of_rows(recipe, step) != expected
 
 
+@pytest.mark.parametrize(("name", "slopes"), [("dppo", [0.0, 0.0]), ("scale_rl", [-0.9, 0.5 / 6])])
+@pytest.mark.parametrize("same_prompt", [True, False])
+def test_dppo_and_scale_rl_are_anchored_on_the_policy_that_sampled(name, slopes, same_prompt):
+    logprobs = torch.tensor([[0.9], [0.1]], dtype=torch.float64).log().requires_grad_()
+    loss(
+        RECIPES[name],
+        logprobs,
+        logprobs.detach(),
+        torch.tensor([1.0, -1.0], dtype=torch.float64),
+        torch.ones(2, 1, dtype=torch.float64),
+        rollout_logprobs=torch.tensor([[0.5], [0.6]], dtype=torch.float64).log(),
+        prompt_ids=torch.tensor([0, 0 if same_prompt else 1]),
+    ).backward()
+    assert logprobs.grad.flatten().tolist() == pytest.approx(slopes, **EXACT)
+
+
+def test_in_maxrl_a_response_counts_by_the_sum_over_its_tokens():
+    step = make_step(RECIPES["maxrl"], [1.0, -1.0], [1, 4])
+    weights = tokens_of(RECIPES["maxrl"], step).weights
+    assert weights[step.response].tolist() == [0.5] * 5
+
+
 @pytest.mark.parametrize(
     ("recipe", "missing"),
     [
@@ -287,7 +309,8 @@ def test_the_ratio_is_taken_against_the_rollout_where_the_recipe_says_so():
         (Recipe(mismatch="seq_tis"), "rollout_logprobs"),
         (Recipe(ratio="token", old_policy="rollout"), "rollout_logprobs"),
         (RECIPES["iterative_dpo"], "prompt_ids"),
-        (RECIPES["scale_rl"], "prompt_ids"),
+        (RECIPES["scale_rl"], "rollout_logprobs, prompt_ids"),
+        (RECIPES["dppo"], "rollout_logprobs"),
         (RECIPES["dr_grpo"], "max_response_tokens"),
         (Recipe.named("grpo", "minimal_rl"), "entropy, ref_logprobs"),
     ],
@@ -414,7 +437,7 @@ def test_dppo_masks_by_how_far_the_probability_has_moved_and_truncates_the_ratio
 def test_before_the_first_update_every_recipe_follows_the_policy_gradient(name):
     recipe = TESTED[name]
     step = make_step(recipe)
-    for field in ("old_logprobs", "ref_logprobs"):
+    for field in ("old_logprobs", "ref_logprobs", "rollout_logprobs"):
         setattr(step.batch, field, step.logprobs.detach().clone())
     tokens = tokens_of(recipe, step)
     expected = -tokens.weights * tokens.advantages
@@ -505,7 +528,7 @@ def test_zeroed_samples_still_pay_for_kl_and_entropy():
 
 
 @pytest.mark.parametrize("kind", REJECTS_SEQUENCES)
-@pytest.mark.parametrize("name", [name for name in RECIPES if name != "iterative_dpo"])
+@pytest.mark.parametrize("name", [n for n, r in RECIPES.items() if n != "iterative_dpo" and r.old_policy == "trainer"])
 def test_responses_that_mismatch_rejects_leave_the_loss_and_its_denominator(name, kind):
     recipe = RECIPES[name].model_copy(update={"mismatch": kind, **MISMATCHES[kind]})
     step = make_step(recipe)

@@ -345,11 +345,12 @@ def mismatch_edges(r) -> list[float]:
 
 
 def probability_moves(r) -> list[Token]:
-    """From a probability of a half, on both sides of DPPO's thresholds."""
+    """From a probability of a half, on both sides of DPPO's thresholds; engine and trainer agree."""
     if r.clip != "dppo_tv":
         return []
     moves = [sign * x for sign, edge in ((1, r.clip_high), (-1, r.clip_low)) for x in around(edge)]
-    return [token(step, logp=math.log(0.5), log_s=math.log(0.5 / (0.5 - x))) for step, x in enumerate(moves)]
+    ratios = [0.5 / (0.5 - x) for x in moves]
+    return [token(step, math.log(ratio), mismatch=0.0, logp=math.log(0.5)) for step, ratio in enumerate(ratios)]
 
 
 def ragged(tokens: list[Token], advantage: float) -> list[Row]:
@@ -371,6 +372,8 @@ def rows_for(r) -> list[Row]:
     rows = []
     for advantage in SIGNS:
         tokens = [token(step, x) for step, x in enumerate(ratio_edges(r))]
+        if r.old_policy == "rollout":
+            tokens += [token(step, x, mismatch=0.0) for step, x in enumerate(ratio_edges(r))]
         if r.mismatch != "none":
             tokens += [token(step, 0.1, x) for step, x in enumerate(mismatch_edges(r))]
         rows += ragged(tokens + probability_moves(r), advantage)

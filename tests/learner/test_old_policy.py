@@ -1,5 +1,7 @@
 """Several updates on one step's samples: what the ratios, the pairs and the values are taken against."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,8 +10,10 @@ from layout_ranks import config_for, make_batch
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES
 from megarl.data.batch import minibatches
+from megarl.learner.agreement import MismatchError, step_agreement
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
+from megarl.metrics import update_metrics
 from megarl.models.family import read_hf_config
 
 LAYOUT = (1, 1, 2000, True, "none")
@@ -70,6 +74,28 @@ def test_every_ratio_is_taken_against_the_policy_that_began_the_step(qwen2, mesh
         assert torch.allclose(batch.returns, rewards * batch.mask, atol=1e-6)
 
 
-def test_a_ratio_against_the_rollout_uses_the_engines_log_probs(qwen2, mesh):
-    _, batch, _ = updates_of(qwen2, mesh, Recipe.named("reinforce", old_policy="rollout"))
+@pytest.mark.parametrize(
+    "recipe",
+    [RECIPES["dppo"], RECIPES["scale_rl"], Recipe.named("reinforce", old_policy="rollout")],
+    ids=lambda recipe: recipe.name,
+)
+def test_a_ratio_against_the_rollout_uses_the_engines_log_probs(qwen2, mesh, recipe):
+    _, batch, made = updates_of(qwen2, mesh, recipe)
     assert torch.equal(batch.old_logprobs, batch.rollout_logprobs)
+    first, update = made[0]
+    response = first.mask > 0
+    ratio = (update.logprobs - first.rollout_logprobs)[response].double().exp()
+    assert ratio.mean() < 0.5, "engine and learner agree, so any anchor would do"
+    assert update_metrics(recipe, made[:1])["ratio/mean"] == pytest.approx(float(ratio.mean()))
+
+
+@pytest.mark.parametrize("off", [0.0, 0.01])
+def test_such_a_step_still_compares_the_engine_with_the_policy_that_sampled(qwen2, mesh, off):
+    recipe = RECIPES["dppo"]
+    config = config_of(qwen2, recipe)
+    learner = Learner(config, recipe, read_hf_config(qwen2), mesh)
+    sampled = make_batch(recipe)
+    sampled.rollout_logprobs = learner.score(sampled)[0] + off
+    made = [(part, learner.update(part, step=0)) for part in minibatches(learner.annotate(sampled), PROMPTS, 4, 2)]
+    with pytest.raises(MismatchError) if off else nullcontext():
+        assert step_agreement(config, sampled, made)["mismatch/mean"] < 1e-5
