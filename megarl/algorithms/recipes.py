@@ -102,7 +102,7 @@ SOURCES: dict[str, str] = {
     "ppo": "PPO: arXiv 1707.06347, equation 7; GAE: arXiv 1506.02438; as in the text of arXiv 2504.11343 (its script "
     "averaged over all tokens of one sample a prompt: setting minimal_rl)",
     "iterative_dpo": f"Iterative DPO: {MINIMALIST}, whose code does the same; DPO: arXiv 2305.18290, equation 7",
-    "dr_grpo": "Dr. GRPO: arXiv 2503.20783",
+    "dr_grpo": "Dr. GRPO: arXiv 2503.20783, with the constant divisor of its code: the response limit",
     "dapo": "DAPO: arXiv 2503.14476, the text, with its rewards of 1 and -1",
     "rloo": "RLOO: arXiv 2402.14740, without the KL in its reward",
     "opo": "OPO: arXiv 2505.23585",

@@ -64,6 +64,7 @@ BEFORE_THE_LEARNER = {
     "overlong",
     "group_filter",
     "backfill",
+    "samples_per_round",
     "sample_filter",
     "dropped",
     "scale",
