@@ -42,7 +42,7 @@ def dump(value: Any) -> str:
 class _Loader(yaml.SafeLoader):
     """Knows the tags of the core schema alone, and refuses a key given twice and a node that holds itself."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012
+    yaml_implicit_resolvers: dict[str, Any] = {}
     yaml_constructors: ClassVar[dict[str | None, Any]] = {}
 
     def number(self, node: yaml.ScalarNode, of: Callable[[str], Any]) -> Any:
