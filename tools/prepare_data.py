@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     presets = ", ".join(TRAINING_SETS)
     parser.add_argument(
-        "source", type=expanduser, metavar="SOURCE", help=f".jsonl or .parquet file, hub data set, or {presets}"
+        "source", type=expanduser, metavar="SOURCE", help=f"file, folder or pattern of files, hub set, or {presets}"
     )
     parser.add_argument("--out", type=path, required=True, metavar="FILE.jsonl")
     read = parser.add_argument_group("reading")

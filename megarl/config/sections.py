@@ -66,7 +66,8 @@ class DataConfig(Section):
     """Problems and how they become prompts."""
 
     train: PathText = Field(
-        description="arithmetic (built in) | a .jsonl or .parquet file | a hub data set such as openai/gsm8k"
+        description="arithmetic (built in) | a .jsonl or .parquet file, a folder or a pattern (data/*.jsonl) of them"
+        " | a hub data set such as openai/gsm8k"
     )
     train_split: str = "train"
     train_limit: int | None = Field(None, ge=1, description="use the first N problems")
@@ -357,5 +358,14 @@ def eval_sets(value: str | list[str] | dict[str, str] | None) -> list[EvalSet]:
         elif re.fullmatch(r"[a-z0-9]+", text):
             sets.append(EvalSet(text, text, text != "arithmetic"))
         else:
-            sets.append(EvalSet(Path(text).name.removesuffix(".jsonl").removesuffix(".parquet"), text, False))
+            sets.append(EvalSet(_set_name(text), text, False))
     return sets
+
+
+def _set_name(source: str) -> str:
+    """Of a file, folder or hub data set its last part; of a pattern what it leaves fixed, else its folder."""
+    path = Path(source)
+    name = path.name.removesuffix(".jsonl").removesuffix(".parquet")
+    if not re.search(r"[*?[]", name):
+        return name
+    return re.sub(r"\[.*?\]|[*?]", "", name).strip("-_.") or path.parent.name

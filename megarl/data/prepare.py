@@ -33,7 +33,7 @@ from megarl.config import DataConfig
 from megarl.data.benchmarks import ProblemSet, UnusableRow
 from megarl.data.overlap import NGRAM, EvaluationProblems, canonical, digest
 from megarl.data.prompts import encode_prompts, load_problems, stable_hash
-from megarl.data.sources import Rows, is_file_name
+from megarl.data.sources import Rows, files_of, is_file_name
 from megarl.files import sha256, writing
 from megarl.runlog import package_versions
 from megarl.types import UserError
@@ -77,7 +77,7 @@ def prepare(job: Preparation, advance: Advance | None = None) -> dict[str, Any]:
         if path.exists():
             raise UserError(f"{path} exists; name another --out")
     rows = Rows("SOURCE", job.source, job.problem_set.subset, job.problem_set.split, streaming=True)
-    is_file = is_file_name(job.source)
+    files = files_of("SOURCE", job.source) if is_file_name(job.source) else []
     source_hash = hashlib.sha256()
     checks = _Checks(job)
     counts: Counter[str] = Counter(dict.fromkeys(("read", *REASONS, "train", "eval"), 0))
@@ -86,7 +86,7 @@ def prepare(job: Preparation, advance: Advance | None = None) -> dict[str, Any]:
         outputs = {name: stack.enter_context(_Output(path)) for name, path in job.files.items()}
         for where, row in islice(rows, job.limit):
             counts["read"] += 1
-            if not is_file:
+            if not files:
                 source_hash.update(json.dumps(row, sort_keys=True, default=str).encode())
             if advance:
                 advance(counts["read"], rows.done, rows.total)
@@ -103,7 +103,7 @@ def prepare(job: Preparation, advance: Advance | None = None) -> dict[str, Any]:
                 continue
             kind = "eval" if _draw(job.seed, question) < job.eval_fraction else "train"
             counts[kind] += 1
-            outputs[kind].write({"id": where.rpartition("/")[2], "question": question, "answer": answer})
+            outputs[kind].write({"id": rows.id_of(where), "question": question, "answer": answer})
         if not counts["train"]:
             told = [f"{counts[reason]} {reason}" for reason in REASONS if counts[reason]]
             told += [f"{counts['eval']} held out by --eval-fraction"] * (counts["eval"] > 0)
@@ -116,9 +116,9 @@ def prepare(job: Preparation, advance: Advance | None = None) -> dict[str, Any]:
         manifest = {
             "source": {
                 "name": job.source,
-                **({} if is_file else {"subset": job.problem_set.subset, "split": job.problem_set.split}),
-                "sha256": sha256(Path(job.source)) if is_file else source_hash.hexdigest(),
-                "hashed": "the file" if is_file else "the rows read",
+                **({} if files else {"subset": job.problem_set.subset, "split": job.problem_set.split}),
+                "sha256": _sha256(files) if files else source_hash.hexdigest(),
+                "hashed": f"{len(files)} files" if len(files) > 1 else "the file" if files else "the rows read",
             },
             "counts": dict(counts),
             "duplicates_with_another_answer": checks.conflicts,
@@ -264,6 +264,12 @@ def _folder(path: Path) -> Iterator[None]:
             for folder in made:
                 folder.rmdir()
         raise
+
+
+def _sha256(files: list[Path]) -> str:
+    """Of a file, or of the hashes of several, in order."""
+    hashes = [sha256(path) for path in files]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
 
 
 def _draw(seed: int, question: str) -> float:

@@ -75,7 +75,7 @@ def _problems(
     problems = []
     for where, row in rows:
         text, answer = (known.layout_of(row) if known else layout).read(where, row)
-        problems.append(Problem(where.rpartition("/")[2], text, answer, source))  # the same wherever the file lies
+        problems.append(Problem(rows.id_of(where), text, answer, source))
         if limit and len(problems) == limit:
             break
     if not problems:

@@ -1,11 +1,14 @@
-"""Rows of a data set, one at a time and each with where it stands: JSONL and Parquet files, hub data sets."""
+"""Rows of a data set, one at a time and each with where it stands: files, folders and patterns of files, hub sets."""
 
 from __future__ import annotations
 
 import codecs
+import glob
 import json
+import re
 import sys
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,59 @@ from megarl.types import UserError
 
 Row = dict[str, Any]
 FILES = (".jsonl", ".parquet")
+PATTERN = re.compile(r"[*?[]")
+SPLIT_NAMES = {
+    "train": "train",
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "eval"), "test"),
+    "dropped": "dropped",  # what tools/prepare_data.py leaves out
+}
 
 
 def is_file_name(name: str) -> bool:
-    """Whether a source is a file, present or not; anything else is a data set of the hub."""
-    return name.endswith((*FILES, ".gz")) or Path(name).is_file()
+    """Whether a source is a file, present or not, a folder or a pattern of some; else it is a data set of the hub."""
+    path = Path(name)
+    return bool(path.is_file() or PATTERN.search(name) or (path.is_dir() and _inside(path))) or name.endswith(
+        (*FILES, ".gz")
+    )
+
+
+def files_of(setting: str, name: str) -> list[Path]:
+    """The files of a source that is_file_name, in the order of their names. `setting` is what errors call it."""
+    path = Path(name)
+    if path.is_file():
+        return [path]
+    if path.is_dir() and (files := _inside(path)):
+        _check_shards(setting, path, files)
+        return files
+    if PATTERN.search(name):
+        if found := [file for match in sorted(glob.glob(name, recursive=True)) if (file := Path(match)).is_file()]:
+            return found
+        raise UserError(f"{setting}={name} matches no file; expected .jsonl or .parquet files")
+    kind = ".parquet file" if path.suffix == ".parquet" else ".jsonl file, a hub data set, or arithmetic"
+    what = "is not a file" if path.exists() else "does not exist"
+    raise UserError(f"{setting}={path} {what}; expected a {kind}")
+
+
+def _inside(folder: Path) -> list[Path]:
+    """The data files of a folder, not those of folders in it."""
+    names = sorted(path.name for path in folder.iterdir() if path.is_file() and not path.name.startswith("."))
+    return [folder / name for name in names if name.endswith((*FILES, *(f"{kind}.gz" for kind in FILES)))]
+
+
+def _check_shards(setting: str, folder: Path, files: list[Path]) -> None:
+    """Raises UserError for a folder whose files can't be shards of one set: of several kinds or splits."""
+    kinds: dict[tuple[str, str], Path] = {}
+    for file in files:
+        words = re.split(r"[^a-z]+", file.name.lower())
+        split = next((SPLIT_NAMES[word] for word in reversed(words) if word in SPLIT_NAMES), "train")
+        kinds.setdefault((split, file.name.removesuffix(".gz").rpartition(".")[2]), file)
+    if len(kinds) > 1:
+        first, second = list(kinds.values())[:2]
+        raise UserError(
+            f"{setting}={folder} holds {first.name} and {second.name}, which are not shards of one set; name a "
+            f"file or a pattern, e.g. {folder}/{first.name[:5]}*{first.suffix}"
+        )
 
 
 class Rows:
@@ -36,40 +87,56 @@ class Rows:
         self.total: int | None = None
 
     def __iter__(self) -> Iterator[tuple[str, Row]]:
-        if not is_file_name(self.name):
-            return self._of_hub()
+        return self._of_files(files_of(self.setting, self.name)) if is_file_name(self.name) else self._of_hub()
+
+    def id_of(self, where: str) -> str:
+        """A row's name, the same wherever its files lie: what a pattern or folder leaves open, and the row's number."""
+        return where.removeprefix(f"{self._folder}/") if self._folder else where.rpartition("/")[2]
+
+    @cached_property
+    def _folder(self) -> Path | None:
+        """Under which all files of the source lie; None for the hub."""
         path = Path(self.name)
-        kind = ".parquet file" if path.suffix == ".parquet" else ".jsonl file, a hub data set, or arithmetic"
-        if not path.is_file():
-            what = "is not a file" if path.exists() else "does not exist"
-            raise UserError(f"{self.setting}={path} {what}; expected a {kind}")
-        return self._of_parquet(path) if path.suffix == ".parquet" else self._of_jsonl(path)
+        if not is_file_name(self.name) or path.is_dir():
+            return path if path.is_dir() else None
+        return path.parent if path.is_file() else Path(f"{PATTERN.split(self.name)[0]}*").parent
+
+    def _of_files(self, files: list[Path]) -> Iterator[tuple[str, Row]]:
+        self.done, self.total = 0, sum(map(_size, files))
+        for file in files:
+            yield from self._of_parquet(file) if file.suffix == ".parquet" else self._of_jsonl(file)
 
     def _of_jsonl(self, path: Path) -> Iterator[tuple[str, Row]]:
         try:
             lines = path.open("rb")
         except OSError as error:
             raise UserError(f"{self.setting}={path} can't be read: {error.strerror}") from None
+        blank: int | None = None
         with lines:
-            self.done, self.total = 0, path.stat().st_size
             for number, line in enumerate(lines, 1):
                 self.done += len(line)
+                if not line.strip():
+                    blank = blank or number  # none of them, unless a row follows
+                    continue
+                if blank:
+                    raise UserError(f"{path}:{blank} is empty; expected one JSON object per line")
                 yield f"{path}:{number}", _row(f"{path}:{number}", line if number > 1 else _beginning(path, line))
 
     def _of_parquet(self, path: Path) -> Iterator[tuple[str, Row]]:
         import pyarrow
         import pyarrow.parquet
 
+        number = 0
         try:
             with pyarrow.parquet.ParquetFile(path) as file:
-                self.done, self.total = 0, file.metadata.num_rows
                 for batch in file.iter_batches(batch_size=1024):
                     for row in batch.to_pylist():
+                        number += 1
                         self.done += 1
-                        yield f"{path}:{self.done}", row
+                        yield f"{path}:{number}", row
         except (pyarrow.ArrowException, OSError, ValueError) as error:  # ValueError: text that isn't UTF-8
             reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{path} is not a readable Parquet file: {reason} (behind row {self.done})") from None
+            raise UserError(f"{path} is not a readable Parquet file: {reason} (behind row {number})") from None
 
     def _of_hub(self) -> Iterator[tuple[str, Row]]:
         import datasets
@@ -89,6 +156,18 @@ class Rows:
                 f"{self.setting}={self.name}: neither a file nor a data set that could be loaded "
                 f"(split {self.split}): {reason}"
             ) from None
+
+
+def _size(path: Path) -> int:
+    """Bytes of a JSONL file, rows of a Parquet file; 0 where reading will say what is wrong."""
+    if path.suffix != ".parquet":
+        return path.stat().st_size
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.read_metadata(path).num_rows
+    except (pyarrow.ArrowException, OSError):
+        return 0
 
 
 def _beginning(path: Path, line: bytes) -> bytes:
@@ -111,7 +190,7 @@ def _row(where: str, line: bytes) -> Row:
     except RecursionError:
         raise UserError(f"{where} is nested too deeply; expected an object of texts and numbers") from None
     except json.JSONDecodeError as error:
-        what = "is empty" if not line.strip() else f"is not JSON ({error.msg} at column {error.colno})"
+        what = f"is not JSON ({error.msg} at column {error.colno})"
         raise UserError(f"{where} {what}; expected one JSON object per line") from None
     except ValueError:  # of int(), which takes so many digits and no more
         digits = sys.get_int_max_str_digits()

@@ -109,3 +109,93 @@ def test_a_hub_data_set_that_cannot_be_had_is_refused_by_name(monkeypatch, strea
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     message = refusal(Rows("data.eval.math500", "nobody/no-such-set", split="test", streaming=streaming))
     assert message.startswith("data.eval.math500=nobody/no-such-set: neither a file nor a data set that could be")
+
+
+def write_shards(folder, *names):
+    """Two rows in each file, numbered through."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i, name in enumerate(names):
+        rows = ROWS[2 * i : 2 * i + 2]
+        (folder / name).parent.mkdir(exist_ok=True)
+        if name.endswith(".parquet"):
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / name)
+        else:
+            (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def ids(train):
+    return [problem.id for problem in load_problems(DataConfig(train=str(train)), "train")]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_the_shards_of_a_folder_are_one_data_set_in_the_order_of_their_names(tmp_path, kind):
+    shards = [f"train-0000{i}-of-00003.{kind}" for i in range(3)]
+    write_shards(tmp_path / "set", *shards)
+    for other in ("README.md", "_SUCCESS", f".train-9.{kind}"):
+        (tmp_path / "set" / other).write_text("not a row")
+    expected = [f"{shard}:{i}" for shard in shards for i in (1, 2)]
+    for source in ("set", "set/", f"set/*.{kind}", f"set/train-0000[0-2]-*.{kind}"):
+        assert ids(f"{tmp_path}/{source}") == expected
+        rows = Rows("data.train", f"{tmp_path}/{source}")
+        assert [row for _, row in rows] == ROWS[:6] and rows.done == rows.total
+
+
+def test_row_ids_of_a_pattern_are_distinct_and_the_same_wherever_its_files_lie(tmp_path, monkeypatch):
+    for place in ("here", "there"):
+        write_shards(tmp_path / place, "a/part.jsonl", "b/part.jsonl")
+    expected = ["a/part.jsonl:1", "a/part.jsonl:2", "b/part.jsonl:1", "b/part.jsonl:2"]
+    assert ids(tmp_path / "here" / "*" / "part.jsonl") == ids(tmp_path / "there" / "**" / "*.jsonl") == expected
+    monkeypatch.chdir(tmp_path / "here")
+    assert ids("./*/*.jsonl") == expected and ids("a") == ["part.jsonl:1", "part.jsonl:2"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path):
+    write_shards(tmp_path, "rows[1].jsonl", "rows1.jsonl")
+    assert ids(tmp_path / "rows[1].jsonl") == ["rows[1].jsonl:1", "rows[1].jsonl:2"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train-00000.parquet", "test-00000.parquet"),
+        ("gsm8k.jsonl", "gsm8k.eval.jsonl", "gsm8k.dropped.jsonl"),
+        ("rows.jsonl", "rows.parquet"),
+    ],
+)
+def test_a_folder_of_more_than_one_set_is_refused(tmp_path, names):
+    write_shards(tmp_path, *names)
+    message = refusal(Rows("data.train", str(tmp_path)))
+    assert "which are not shards of one set; name a file or a pattern" in message
+    assert message.startswith(f"data.train={tmp_path} holds ")
+
+
+def test_no_shard_is_left_out_silently(tmp_path):
+    write_shards(tmp_path, "0.jsonl")
+    (tmp_path / "1.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n'))
+    assert refusal(Rows("SOURCE", str(tmp_path))) == f"{tmp_path}/1.jsonl.gz is compressed; unpack it with gunzip"
+    (tmp_path / "1.jsonl.gz").unlink()
+    (tmp_path / "1.jsonl").write_text("torn")
+    assert refusal(Rows("SOURCE", f"{tmp_path}/*")).startswith(f"{tmp_path}/1.jsonl:1 is not JSON")
+    message = refusal(Rows("SOURCE", f"{tmp_path}/*.parquet"))
+    assert message == f"SOURCE={tmp_path}/*.parquet matches no file; expected .jsonl or .parquet files"
+
+
+def test_blank_lines_end_a_file_but_do_not_interrupt_it(tmp_path):
+    write_shards(tmp_path, "0.jsonl", "1.jsonl")
+    for name in ("0.jsonl", "1.jsonl"):
+        path = tmp_path / name
+        path.write_text(path.read_text() + "\n \n\t\r\n")
+    assert len(ids(tmp_path)) == 4
+    path.write_text(path.read_text() + '{"question": "1+1=", "answer": "2"}\n')
+    assert refusal(Rows("data.train", str(path))) == f"{path}:3 is empty; expected one JSON object per line"
+    path.write_text("\n\n")
+    with pytest.raises(UserError, match="has no rows"):
+        load_problems(DataConfig(train=str(path)), "train")
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [("held/*.jsonl", "held"), ("data/test-*.parquet", "test"), ("held_out/", "held_out"), ("a/b[0-9].jsonl", "b")],
+)
+def test_a_pattern_to_evaluate_on_is_called_by_what_it_leaves_fixed(source, name):
+    assert [chosen.name for chosen in DataConfig(train="x", eval=source).eval_sets] == [name]
