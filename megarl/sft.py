@@ -47,7 +47,7 @@ def sft(config: Config) -> None:
 def load_demonstrations(config: Config, tokenizer: Any) -> tuple[PromptSet, dict[str, np.ndarray], int]:
     """Prompts, the response ids of each prompt id (end-of-sequence added), and how many were over the limits."""
     problems = load_problems(config.data, "train")
-    prompt_ids = encode_prompts(config.data, [p.text for p in problems], tokenizer)
+    prompt_ids = encode_prompts(config.data, problems, tokenizer)
     response_ids = tokenizer([p.answer for p in problems], add_special_tokens=False)["input_ids"]
     prompts, responses = [], {}
     for problem, prompt, response in zip(problems, prompt_ids, response_ids, strict=True):

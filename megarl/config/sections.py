@@ -80,8 +80,10 @@ class DataConfig(Section):
     eval_split: str = Field("test", description="of a hub data set that is not a known one")
     eval_limit: int | None = Field(None, ge=1, description="use the first N problems of each set")
     subset: str | None = Field(None, description="configuration name of a hub data set, e.g. main")
-    prompt_key: str = Field("question", description="column of the problem text")
-    answer_key: str = Field("answer", description="column of the reference answer (sft: the response)")
+    prompt_key: str = Field("question", description="column of the problem: a text, or messages with role and content")
+    answer_key: str = Field(
+        "answer", description="column of the reference answer (sft: the response); a.b is b in column a"
+    )
     answer_pattern: str | None = Field(None, description="regular expression; its group 1 in the answer column counts")
     prompt_template: str = Field("{problem}", description="text of the user's turn")
     system_prompt: str | None = None

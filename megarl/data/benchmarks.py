@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 import reprlib
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import Any
+from typing import NoReturn
 
+from megarl.data.columns import Row, Turn, has, names_of, scalar_of, turns_of, value_of
 from megarl.rewards.extraction import boxed_answer
 from megarl.types import UserError
 
@@ -29,7 +29,8 @@ class Layout:
     """The columns of a row. `rule` says what of the answer column counts.
 
     None: all of it; BOXED; LIST: its parts, joined by commas; else a regular expression, its group 1. The settings are
-    what errors name beside a column.
+    what errors name beside a column. A conversation may stand for the problem: all of it up to the user's last turn;
+    if the answer's column is the same, the reply to it is the answer.
     """
 
     problem: tuple[str, ...]  # joined by a space
@@ -39,17 +40,17 @@ class Layout:
     answer_setting: str = ""
     rule_setting: str = ""
 
-    def fits(self, row: dict[str, Any]) -> bool:
-        return all(column in row for column in (*self.problem, self.answer))
+    def fits(self, row: Row) -> bool:
+        return all(has(row, column) for column in (*self.problem, self.answer))
 
-    def read(self, where: str, row: dict[str, Any]) -> tuple[str, str]:
+    def read(self, where: str, row: Row) -> tuple[str, str]:
         """Problem and reference answer. Raises UserError for a missing column, UnusableRow for an empty one."""
         settings = {column: self.problem_setting for column in self.problem} | {self.answer: self.answer_setting}
         for column, setting in settings.items():
-            if column not in row:
-                raise UserError(f"{where} has no column '{column}'{setting}; it has: {', '.join(map(str, row))}")
-        problem = " ".join(self._text(where, row, column) for column in self.problem)
-        answer = self._text(where, row, self.answer)
+            if not has(row, column):
+                raise UserError(f"{where} has no column '{column}'{setting}; it has: {', '.join(names_of(row))}")
+        problem = " ".join(self._problem(where, row, column) for column in self.problem)
+        answer = self._answer(where, row)
         if self.rule == BOXED:
             found = boxed_answer(answer)
         elif self.rule in (None, LIST):
@@ -62,25 +63,36 @@ class Layout:
             raise UnusableRow(f"{where}: {rule} finds nothing in column '{self.answer}'")
         return problem, str(found).strip() if self.rule else str(found)
 
-    def _text(self, where: str, row: dict[str, Any], column: str) -> str:
-        value = row[column]
-        is_list = column == self.answer and self.rule == LIST and isinstance(value, list)
-        texts = [_scalar(part) for part in value] if is_list else [_scalar(value)]
+    def turns(self, where: str, row: Row) -> tuple[Turn, ...]:
+        """The conversation that the problem is, if it is one; its last turn is the user's. Raises UserError."""
+        found = turns_of(value_of(row, self.problem[0])) if len(self.problem) == 1 else ()
+        if len(found) > 1 and self.problem[0] == self.answer and found[-1]["role"] == "assistant":
+            found = found[:-1]
+        if found and found[-1]["role"] != "user":
+            raise UserError(
+                f"{where}: column '{self.problem[0]}'{self.problem_setting} ends with a turn of the "
+                f"{found[-1]['role']}; a prompt ends with the user's"
+            )
+        return found
+
+    def _problem(self, where: str, row: Row, column: str) -> str:
+        text = scalar_of(value_of(row, column)) or "\n".join(turn["content"] for turn in self.turns(where, row))
+        return text or self._refuse(where, row, column, self.problem_setting)
+
+    def _answer(self, where: str, row: Row) -> str:
+        value = value_of(row, self.answer)
+        turns = turns_of(value)
+        if turns and turns[-1]["role"] == "assistant":
+            return turns[-1]["content"]
+        is_list = self.rule == LIST and isinstance(value, list)
+        texts = [scalar_of(part) for part in value] if is_list else [scalar_of(value)]
         if not all(texts) and texts:
-            setting = self.answer_setting if column == self.answer else self.problem_setting
-            raise UnusableRow(f"{where}: column '{column}'{setting} is empty or not text: {reprlib.repr(value)}")
+            self._refuse(where, row, self.answer, self.answer_setting)
         return ", ".join(texts)
 
-
-def _scalar(value: Any) -> str:
-    """A text, or a finite number in digits (3 for 3.0, no exponent); empty for anything else."""
-    if isinstance(value, str):
-        return value if value.strip() else ""
-    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
-        return ""
-    exact = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
-    digits = format(exact, "f")
-    return (digits.rstrip("0").rstrip(".") if "." in digits else digits) if exact.is_finite() else ""
+    def _refuse(self, where: str, row: Row, column: str, setting: str) -> NoReturn:
+        shown = reprlib.repr(value_of(row, column))
+        raise UnusableRow(f"{where}: column '{column}'{setting} is empty or not text: {shown}")
 
 
 @dataclass(frozen=True)
@@ -92,7 +104,7 @@ class ProblemSet:
     split: str
     layouts: tuple[Layout, ...]
 
-    def layout_of(self, row: dict[str, Any]) -> Layout:
+    def layout_of(self, row: Row) -> Layout:
         """The first that fits; the first of all where none does, so that an error names its columns."""
         return next((layout for layout in self.layouts if layout.fits(row)), self.layouts[0])
 

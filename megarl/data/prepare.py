@@ -31,6 +31,7 @@ from pydantic import ValidationError
 
 from megarl.config import DataConfig
 from megarl.data.benchmarks import ProblemSet, UnusableRow
+from megarl.data.columns import value_of
 from megarl.data.overlap import NGRAM, EvaluationProblems, canonical, digest
 from megarl.data.prompts import encode_prompts, load_problems, stable_hash
 from megarl.data.sources import Rows, files_of, is_file_name
@@ -93,10 +94,12 @@ def prepare(job: Preparation, advance: Advance | None = None) -> dict[str, Any]:
             layout = job.problem_set.layout_of(row)
             try:
                 question, answer = layout.read(where, row)
+                if len(layout.turns(where, row)) > 1:
+                    raise UserError(f"{where}: a conversation of several turns is not kept; train on the source itself")
                 reason, detail = checks.reason_to_drop(question, answer)
             except UnusableRow as error:
                 reason, detail = "unusable", str(error).removeprefix(f"{where}: ")
-                question = " ".join(str(row[column]) for column in layout.problem)
+                question = " ".join(str(value_of(row, column)) for column in layout.problem)
             if reason:
                 counts[reason] += 1
                 outputs["dropped"].write({"where": where, "reason": reason, "detail": detail, "question": question})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -14,7 +15,9 @@ import numpy as np
 from megarl.config import DataConfig, EvalSet
 from megarl.data import arithmetic
 from megarl.data.benchmarks import EVALUATION_SETS, Layout, ProblemSet
+from megarl.data.columns import Turn
 from megarl.data.sources import Rows
+from megarl.data.templates import chat_of, fill, render
 from megarl.types import Prompt, UserError
 
 Split = Literal["train", "eval"]
@@ -30,6 +33,7 @@ class Problem:
     text: str
     answer: str
     source: str  # data.train, or the name of an evaluation set
+    turns: tuple[Turn, ...] = ()  # where the row is a conversation, of which `text` is all that is said
 
 
 def load_problems(data: DataConfig, split: Split) -> list[Problem]:
@@ -74,13 +78,24 @@ def _problems(
     )
     problems = []
     for where, row in rows:
-        text, answer = (known.layout_of(row) if known else layout).read(where, row)
-        problems.append(Problem(rows.id_of(where), text, answer, source))
+        columns = known.layout_of(row) if known else layout
+        text, answer = columns.read(where, row)
+        turns = columns.turns(where, row)
+        _check_turns(data, where, turns)
+        problems.append(Problem(rows.id_of(where), text, answer, source, turns))
         if limit and len(problems) == limit:
             break
     if not problems:
         raise UserError(f"{rows.setting}={rows.name} has no rows")
     return problems
+
+
+def _check_turns(data: DataConfig, where: str, turns: Sequence[Turn]) -> None:
+    roles = [turn["role"] for turn in turns]
+    if data.system_prompt and "system" in roles:
+        raise UserError(f"{where} has a system message of its own beside data.system_prompt; set that to null")
+    if not data.chat_template and roles not in ([], ["user"], ["system", "user"]):
+        raise UserError(f"{where} is a conversation of {', '.join(roles)}; it needs data.chat_template=true")
 
 
 @dataclass(frozen=True)
@@ -117,7 +132,10 @@ def _epoch_order(count: int, seed: int, epoch: int) -> list[int]:
 def load_prompts(data: DataConfig, split: Split, tokenizer: Any) -> PromptSet:
     """Load, template and tokenise a split; prompts over max_prompt_tokens are dropped and counted."""
     problems = load_problems(data, split)
-    encoded = encode_prompts(data, [problem.text for problem in problems], tokenizer)
+    encoded = encode_prompts(data, problems, tokenizer)
+    for problem, ids in zip(problems, encoded, strict=True):
+        if not ids:
+            raise UserError(f"{problem.id} (data.{split}) has no tokens; this model's tokenizer drops all of its text")
     prompts = [
         Prompt(
             problem.id,
@@ -137,18 +155,19 @@ def load_prompts(data: DataConfig, split: Split, tokenizer: Any) -> PromptSet:
     return PromptSet(prompts, dropped=len(problems) - len(prompts))
 
 
-def encode_prompts(data: DataConfig, texts: list[str], tokenizer: Any) -> list[list[int]]:
+def encode_prompts(data: DataConfig, problems: Sequence[Problem | str], tokenizer: Any) -> list[list[int]]:
     """Token ids of each prompt, templates applied."""
-    filled = [data.prompt_template.replace("{problem}", text) for text in texts]
-    if not data.chat_template:
-        prefix = f"{data.system_prompt}\n" if data.system_prompt else ""
-        return tokenizer([prefix + text for text in filled])["input_ids"]
-    if not tokenizer.chat_template:
-        raise UserError("data.chat_template=true but this model's tokenizer has no chat template; use false")
-    system = [{"role": "system", "content": data.system_prompt}] if data.system_prompt else []
-    chats = [[*system, {"role": "user", "content": text}] for text in filled]
-    rendered = tokenizer.apply_chat_template(chats, add_generation_prompt=True, tokenize=False)
-    return tokenizer(rendered, add_special_tokens=False)["input_ids"]
+    texts = prompt_texts(data, problems, tokenizer)
+    return tokenizer(texts, add_special_tokens=not data.chat_template)["input_ids"] if texts else []
+
+
+def prompt_texts(data: DataConfig, problems: Sequence[Problem | str], tokenizer: Any) -> list[str]:
+    """The text of each prompt, templates applied."""
+    rows = [Problem("", row, "", "") if isinstance(row, str) else row for row in problems]
+    if data.chat_template:
+        return [render(tokenizer, chat_of(data, row.text, row.turns), row.id) for row in rows]
+    prefix = f"{data.system_prompt}\n" if data.system_prompt else ""
+    return [prefix + fill(data, row.text) for row in rows]
 
 
 def stable_hash(*parts: Any) -> int:

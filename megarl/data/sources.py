@@ -10,11 +10,10 @@ import sys
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
+from megarl.data.columns import Row
 from megarl.types import UserError
 
-Row = dict[str, Any]
 FILES = (".jsonl", ".parquet")
 PATTERN = re.compile(r"[*?[]")
 SPLIT_NAMES = {

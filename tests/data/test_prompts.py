@@ -2,11 +2,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
+from odd_tokenizers import CHATML, byte_level
+from tokenizers import normalizers
 
 from megarl.config import DataConfig
 from megarl.data import arithmetic
-from megarl.data.prompts import PromptSet, encode_prompts, load_problems, load_prompts, stable_hash
+from megarl.data.prompts import PromptSet, encode_prompts, load_problems, load_prompts, prompt_texts, stable_hash
 from megarl.types import Prompt, UserError
 
 
@@ -60,6 +64,108 @@ def test_columns_and_the_part_of_the_answer_that_counts_are_configurable(tmp_pat
     path = write(tmp_path / "rows.jsonl", {"problem": "2+2?", "solution": "2 and 2 is\n#### 4 "})
     data = DataConfig(train=path, prompt_key="problem", answer_key="solution", answer_pattern="#### (.*)")
     assert [(p.text, p.answer) for p in load_problems(data, "train")] == [("2+2?", "4")]
+
+
+DAPO = {
+    "data_source": "math_dapo",
+    "prompt": [{"role": "user", "content": "1+2?\nRemember to box it.", "name": None}],
+    "reward_model": {"ground_truth": "3", "style": "rule"},
+    "extra_info": {"index": 0},
+}
+OF_DAPO = {"prompt_key": "prompt", "answer_key": "reward_model.ground_truth"}
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+def test_rows_of_messages_and_dotted_columns_are_read(tmp_path, kind):
+    path = tmp_path / f"rows.{kind}"
+    if kind == "jsonl":
+        write(path, DAPO)
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist([DAPO]), path)
+    (problem,) = load_problems(DataConfig(train=str(path), **OF_DAPO), "train")
+    assert (problem.id, problem.text, problem.answer) == (f"rows.{kind}:1", "1+2?\nRemember to box it.", "3")
+    assert problem.turns == ({"role": "user", "content": "1+2?\nRemember to box it."},)
+    message = refusal(load_problems, DataConfig(train=str(path), prompt_key="prompt"), "train")
+    assert message.endswith(
+        "has no column 'answer' (data.answer_key); it has: data_source, prompt, reward_model.ground_truth, "
+        "reward_model.style, extra_info.index"
+    )
+
+
+def test_a_column_whose_own_name_has_a_dot_comes_first(tmp_path):
+    path = write(
+        tmp_path / "rows.jsonl", {"question": "q", "a.b": "1", "a": {"b": "2"}, "list": [{"x": "3"}, {"x": "4"}]}
+    )
+    for key, answer in (("a.b", "1"), ("list.1.x", "4"), ("list.-2.x", "3")):
+        assert load_problems(DataConfig(train=path, answer_key=key), "train")[0].answer == answer
+    for key in ("a.c", "list.2.x", "list.x", "question.x"):
+        assert f"has no column '{key}'" in refusal(load_problems, DataConfig(train=path, answer_key=key), "train")
+
+
+TALK = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "1+2?"},
+    {"role": "assistant", "content": "3"},
+    {"role": "user", "content": [{"type": "text", "text": "And 2+2?"}]},
+]
+
+
+def test_conversations_are_rendered_as_they_are_and_the_last_turn_filled_in(tmp_path):
+    path = write(tmp_path / "rows.jsonl", {"question": TALK, "answer": "4"})
+    data = DataConfig(train=path, chat_template=True, prompt_template="{problem} Box it.")
+    (problem,) = load_problems(data, "train")
+    assert problem.text == "Be brief.\n1+2?\n3\nAnd 2+2?"
+    assert prompt_texts(data, [problem], byte_level(CHATML)) == [
+        "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n1+2?<|im_end|>\n"
+        "<|im_start|>assistant\n3<|im_end|>\n<|im_start|>user\nAnd 2+2? Box it.<|im_end|>\n<|im_start|>assistant\n"
+    ]
+
+
+def test_without_a_chat_template_a_system_message_stands_before_the_problem(tmp_path):
+    path = write(tmp_path / "rows.jsonl", {"question": TALK[:2], "answer": "3"})
+    data = DataConfig(train=path)
+    assert prompt_texts(data, load_problems(data, "train"), byte_level()) == ["Be brief.\n1+2?"]
+
+
+def test_the_reply_of_a_conversation_is_the_answer_where_both_are_one_column(tmp_path):
+    path = write(tmp_path / "rows.jsonl", {"messages": TALK[:3]})
+    (problem,) = load_problems(DataConfig(train=path, prompt_key="messages", answer_key="messages"), "train")
+    assert (problem.text, problem.answer, len(problem.turns)) == ("Be brief.\n1+2?", "3", 2)
+    keys = {"prompt_key": "messages.1.content", "answer_key": "messages.-1.content"}
+    (problem,) = load_problems(DataConfig(train=path, **keys), "train")
+    assert (problem.text, problem.answer, problem.turns) == ("1+2?", "3", ())
+
+
+@pytest.mark.parametrize(
+    ("question", "settings", "words"),
+    [
+        (TALK, {}, " is a conversation of system, user, assistant, user; it needs data.chat_template=true"),
+        (TALK[:3], {"chat_template": True}, "ends with a turn of the assistant; a prompt ends with the user's"),
+        (
+            TALK,
+            {"chat_template": True, "system_prompt": "x"},
+            "has a system message of its own beside data.system_prompt",
+        ),
+        ([], {}, "column 'question' (data.prompt_key) is empty or not text: []"),
+        ([{"role": "user", "content": " "}], {}, "is empty or not text: [{'content': ' ', 'role': 'user'}]"),
+        ([{"role": "user"}], {}, "is empty or not text"),
+        ([{"content": "1+2?"}], {}, "is empty or not text"),
+        ([{"role": "user", "content": [{"type": "image"}]}], {}, "is empty or not text"),
+        (["1+2?"], {}, "is empty or not text: ['1+2?']"),
+        ({"role": "user", "content": "1"}, {}, "is empty or not text"),
+    ],
+)
+def test_what_is_no_prompt_is_refused_by_file_and_line(tmp_path, question, settings, words):
+    path = write(tmp_path / "rows.jsonl", {"question": [TALK[1]], "answer": "1"}, {"question": question, "answer": "4"})
+    message = refusal(load_problems, DataConfig(train=path, **settings), "train")
+    assert message.startswith(f"{path}:2") and words in message
+
+
+def test_a_problem_of_no_tokens_is_refused_by_row(tmp_path):
+    path = write(tmp_path / "rows.jsonl", GOOD, {"question": "?", "answer": "1"})
+    silent = byte_level(normalizer=normalizers.Replace("?", ""))
+    message = refusal(load_prompts, DataConfig(train=path), "train", silent)
+    assert message == "rows.jsonl:2 (data.train) has no tokens; this model's tokenizer drops all of its text"
 
 
 def test_limits_and_splits_choose_their_own_file(tmp_path):
