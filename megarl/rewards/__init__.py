@@ -19,6 +19,7 @@ class Reward:
     slow_verdict: Callable[[str, str], bool]  # answer, reference -> verdict
     prepare: Callable[[], object] = lambda: None  # what a worker does before its first answer; may raise Unusable
     whole_response: bool = False  # the answer is all of the response: not worth keeping
+    accepts: tuple[tuple[str, str], ...] = ()  # response and reference, of which a run must be able to read one
 
 
 REWARDS = {
@@ -28,9 +29,23 @@ REWARDS = {
         guards.guard,
         math.math_verify_verdict,
         math.prepare,
+        accepts=((r"\boxed{1}", "1"),),
     ),
-    "countdown": Reward(countdown.extract_answer, countdown.fast_verdict, countdown.guard, countdown.verdict),
-    "format": Reward(str, layout.has_layout, lambda _: None, layout.has_layout, whole_response=True),
+    "countdown": Reward(
+        countdown.extract_answer,
+        countdown.fast_verdict,
+        countdown.guard,
+        countdown.verdict,
+        accepts=((r"\boxed{1}", "1 = 1"), ("<answer>1</answer>", "1 = 1")),
+    ),
+    "format": Reward(
+        str,
+        layout.has_layout,
+        lambda _: None,
+        layout.has_layout,
+        whole_response=True,
+        accepts=((layout.EXAMPLE, ""),),
+    ),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+EXAMPLE = "<think>1</think> <answer>1</answer>"
 
 
 def has_layout(response: str, reference: str = "") -> bool:

@@ -9,10 +9,11 @@ from typing import Any, Protocol
 
 from megarl.config import Config, RewardConfig
 from megarl.data.prompts import stable_hash
-from megarl.rewards.alarm import Alarm
+from megarl.rewards.alarm import Alarm, nothing_to_reward
 from megarl.rewards.pool import RewardPool
 from megarl.rollout.messages import Request, Sampling
 from megarl.rollout.pool import RolloutPool
+from megarl.rollout.reading import Reader
 from megarl.types import Prompt, Sample, SampleGroup
 
 
@@ -30,9 +31,10 @@ class Sampler:
     """The rollout engines and the verifier."""
 
     def __init__(self, config: Config, tokenizer: Any, tensor_names: list[str], log: Log) -> None:
-        self.config, self.tokenizer, self.log = config, tokenizer, log
+        self.config, self.reader, self.log = config, Reader(config, tokenizer), log
         self.pool = RolloutPool(config, log.folder / "logs", tensor_names)
         self.rewards, self.alarm = reward_pool(config.reward), Alarm()
+        self._has_sampled = False  # for training
 
     def sample(
         self,
@@ -55,12 +57,16 @@ class Sampler:
             ]
             responses = self.pool.generate(requests, sampling, advance)
         with self.log.phase(phases[1], total=len(responses)) as advance:
-            texts = self.tokenizer.batch_decode([r.token_ids for r in responses], skip_special_tokens=True)
+            texts = self.reader.read([response.token_ids for response in responses])
             answers = [prompt.answer for prompt in prompts for _ in range(n)]
             truncated = [response.finish_reason == "length" for response in responses]
             verdicts = self.rewards.grade(list(zip(texts, answers, truncated, strict=True)), advance)
         if alarm := self.alarm.message(seed[-1], verdicts):
             self.log.say(alarm)
+        if seed[0] == "step" and not self._has_sampled:
+            self._has_sampled = True
+            if alarm := nothing_to_reward(self.config.reward.name, verdicts, texts):
+                self.log.say(alarm)
         samples = [
             Sample(
                 index=first + i % n,

@@ -1,6 +1,6 @@
 import pytest
 
-from megarl.rewards.alarm import Alarm
+from megarl.rewards.alarm import Alarm, nothing_to_reward
 from megarl.rewards.pool import RewardPool, Verdict
 from megarl.types import RewardStatus
 
@@ -53,3 +53,30 @@ def test_progress_counts_up_to_the_whole_batch():
         seen.clear()
         pool.grade([], seen.append)
         assert seen == [0]
+
+
+def of(*statuses):
+    return [Verdict(status, None, "") for status in statuses]
+
+
+def test_a_run_whose_first_responses_have_nothing_to_reward_says_so():
+    wrong, none, cut = RewardStatus.WRONG, RewardStatus.NO_ANSWER, RewardStatus.TRUNCATED
+    texts = ["I think\nit is 5"] * 3
+    message = nothing_to_reward("format", of(wrong, wrong, cut), texts)
+    assert message.startswith(
+        "reward alarm: none of the first 3 responses has <think>...</think> <answer>...</answer> (1 truncated), so"
+    )
+    assert message.endswith("e.g. 'I think\\nit is 5'")
+    assert "none of the first 3 responses has an answer that reward.name=math finds (1 truncated)" in nothing_to_reward(
+        "math", of(none, none, cut), texts
+    )
+    assert "reward.name=countdown" in nothing_to_reward("countdown", of(none), texts)
+
+
+def test_responses_with_something_to_judge_raise_no_alarm():
+    wrong, none, right = RewardStatus.WRONG, RewardStatus.NO_ANSWER, RewardStatus.CORRECT
+    assert nothing_to_reward("format", of(wrong, right), ["", ""]) is None
+    assert nothing_to_reward("math", of(none, wrong), ["", ""]) is None
+    assert nothing_to_reward("math", of(none, RewardStatus.ERROR), ["", ""]) is None
+    assert nothing_to_reward("mine:reward", of(wrong, wrong), ["", ""]) is None
+    assert nothing_to_reward("math", [], []) is None
