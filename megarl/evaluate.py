@@ -24,7 +24,7 @@ from megarl.models.checkpoints import find_checkpoint
 from megarl.models.family import architecture, read_hf_config
 from megarl.models.files import HuggingFaceFiles
 from megarl.models.weights import hf_names
-from megarl.preflight import check_data, check_machine, check_model, check_reward
+from megarl.preflight import check_data, check_machine, check_model, check_prompts, check_reward
 from megarl.rollout.pool import LAUNCHER_VARIABLES
 from megarl.rollout.sampler import Sampler
 from megarl.types import RewardStatus, UserError
@@ -37,11 +37,12 @@ def evaluate(config: Config) -> None:
     config = _with_model(config, find_model(config.model.path))
     check_continues(config)
     check_machine(config)
-    check_data(config, "eval")
+    problems = check_data(config, "eval")
     check_reward(config, "eval")
     with EvaluationFolder(config) as folder, _hf_folder(config, folder) as model:
         sampling = _sampling_config(config, model)
         check_model(sampling, "eval")
+        check_prompts(sampling, "eval", problems)
         tokenizer = AutoTokenizer.from_pretrained(model)
         prompts = load_prompts(config.data, "eval", tokenizer)
         folder.open(prompts.prompts, model)

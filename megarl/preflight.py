@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megarl.config import Config
 from megarl.models.family import architecture, read_hf_config
 from megarl.resume import check_inputs, check_run_folder
 from megarl.types import UserError
+
+if TYPE_CHECKING:
+    from megarl.data.prompts import Problem
 
 
 def check_run(config: Config, command: str, resume: bool) -> None:
@@ -18,8 +23,9 @@ def check_run(config: Config, command: str, resume: bool) -> None:
     check_precision(config)
     check_machine(config)
     check_model(config, command)
-    check_data(config, command)
+    problems = check_data(config, command)
     check_reward(config, command)
+    check_prompts(config, command, problems)
     if resume:
         check_inputs(config)
 
@@ -63,19 +69,43 @@ def check_model(config: Config, command: str) -> None:
         )
 
 
-def check_data(config: Config, command: str) -> None:
+def check_data(config: Config, command: str) -> list[list[Problem]]:
+    """Raises UserError for what can't be read; the problems of each split that the command uses."""
     from megarl.data.prompts import load_problems
 
-    if config.data.eval and command != "sft":
-        load_problems(config.data, "eval")
+    held_out = [load_problems(config.data, "eval")] if config.data.eval and command != "sft" else []
     if command == "eval":
-        return
+        return held_out
     problems = load_problems(config.data, "train")
     if config.schedule.prompts_per_step > len(problems):
         raise UserError(
             f"schedule.prompts_per_step={config.schedule.prompts_per_step} is more than the {len(problems)} rows of "
             f"data.train={config.data.train}; use at most that"
         )
+    return [problems, *held_out]
+
+
+def check_prompts(config: Config, command: str, problems: list[list[Problem]]) -> None:
+    """What templates and tokenizer make of the problems, and of a response that the reward would accept.
+
+    Warnings go to standard error.
+    """
+    from transformers import AutoTokenizer
+
+    from megarl.data import faithful
+    from megarl.rollout.reading import Reader
+
+    tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+    vocabulary = read_hf_config(config.model.path).vocab_size
+    warnings = [
+        warning for split in problems for warning in faithful.check_prompts(config.data, split, tokenizer, vocabulary)
+    ]
+    if command == "sft":
+        faithful.check_responses(problems[0], tokenizer)
+    else:
+        Reader(config, tokenizer).check(config)
+    for warning in dict.fromkeys(warnings):
+        print(f"megarl: warning: {warning}", file=sys.stderr)
 
 
 def check_reward(config: Config, command: str) -> None:

@@ -139,6 +139,19 @@ MISTAKES = {
         "model's 512 positions",
         "lower one of them",
     ),
+    "problems that the tokenizer can't write": (
+        lambda folder: (folder / "rows.jsonl").write_text('{"question": "1 and 2?", "answer": "3"}\n' * 3),
+        [],
+        "rows.jsonl:1: this model's tokenizer changes the prompt",
+        "not those that the model was trained with",
+    ),
+    "a prompt that isn't the problem": (
+        lambda folder: (folder / "model" / "chat_template.jinja").write_text("{{ 1 + 2 }}="),
+        ["data.chat_template=true"],
+        "rows.jsonl:1: this model's chat template changes or drops the problem",
+        "use data.chat_template=false",
+    ),
+    "a reward that can't be won": (None, ["reward.name=format"], "reward.name=format can't be won", "change data."),
     "run folder below a file": (
         None,
         ["run.dir={folder}/config.yaml/run"],
