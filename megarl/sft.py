@@ -12,6 +12,7 @@ from megarl.algorithms.recipes import SFT
 from megarl.config import Config
 from megarl.data.batch import build_demonstration_batch
 from megarl.data.prompts import PromptSet, encode_prompts, load_problems
+from megarl.data.templates import frame
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
 from megarl.learner.model import check_precision
@@ -48,7 +49,9 @@ def load_demonstrations(config: Config, tokenizer: Any) -> tuple[PromptSet, dict
     """Prompts, the response ids of each prompt id (end-of-sequence added), and how many were over the limits."""
     problems = load_problems(config.data, "train")
     prompt_ids = encode_prompts(config.data, problems, tokenizer)
-    response_ids = tokenizer([p.answer for p in problems], add_special_tokens=False)["input_ids"]
+    opened = frame(config.data, tokenizer).opened.strip()  # by the prompt, so that the response goes on behind it
+    answers = [problem.answer.removeprefix(opened) for problem in problems]
+    response_ids = tokenizer(answers, add_special_tokens=False)["input_ids"]
     prompts, responses = [], {}
     for problem, prompt, response in zip(problems, prompt_ids, response_ids, strict=True):
         if len(prompt) <= config.data.max_prompt_tokens and len(response) < config.rollout.max_response_tokens:

@@ -19,7 +19,10 @@ CHARACTERS = 512  # rows that have a character for the first time
 BAD_SHARE = 0.25  # of the rows looked at: so many that the tokenizer changes are no exceptions
 REPEATED = 64  # prompts that are made again, to see whether they differ
 SHOWN = 24  # characters around the place where a text is lost
-RESTORE = "its files, or its class in tokenizer_config.json, are not those that the model was trained with"
+RESTORE = (
+    "its files, or tokenizer_class in tokenizer_config.json, are not those that the model was trained with "
+    "(PreTrainedTokenizerFast takes tokenizer.json as it is)"
+)
 
 
 def check_prompts(data: DataConfig, problems: Sequence[Problem], tokenizer: Any, vocabulary: int) -> list[str]:
