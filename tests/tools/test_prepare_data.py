@@ -315,3 +315,20 @@ def test_the_command_runs_as_the_readme_says(folder):
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     assert done.stderr == "" and f"train with data.train={folder}/out.jsonl" in done.stdout
+
+
+def test_messages_and_dotted_columns_are_kept_as_texts_and_longer_conversations_refused(tmp_path, capsys):
+    (tmp_path / "shards").mkdir()
+    turn = {"role": "user", "content": "1+2?"}
+    for i, row in enumerate(({"prompt": [turn], "reward": {"truth": "3"}}, {"prompt": "2+2?", "reward": {"truth": 4}})):
+        write(tmp_path / "shards" / f"{i}.jsonl", [row])
+    columns = ["--problem-column", "prompt", "--answer-column", "reward.truth"]
+    tool.main([str(tmp_path / "shards"), "--out", str(tmp_path / "out.jsonl"), *columns])
+    rows = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [tuple(row.values()) for row in rows] == [("0.jsonl:1", "1+2?", "3"), ("1.jsonl:1", "2+2?", "4")]
+    source = write(
+        tmp_path / "talk.jsonl", [{"prompt": [{"role": "system", "content": "x"}, turn], "reward": {"truth": 3}}]
+    )
+    with pytest.raises(SystemExit):
+        tool.main([str(source), "--out", str(tmp_path / "talk_out.jsonl"), *columns])
+    assert "talk.jsonl:1: a conversation of several turns is not kept" in capsys.readouterr().err
