@@ -5,15 +5,18 @@ from __future__ import annotations
 import errno
 import fcntl
 import hashlib
+import json
 import os
 import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from megarl.types import UserError
 
+GIT_LFS = b"version https://git-lfs.github.com/spec/"
 BLOCK, BLOCKS = 1 << 20, 64  # bytes read at so many places of a larger file to tell it apart
 NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
 # What the system refuses whatever the program does, and what helps.
@@ -104,6 +107,31 @@ def locked(folder: Path, key: str, holder: str) -> Iterator[int]:
             lock.write(holder)
             lock.flush()
         yield lock.fileno()
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises UserError where there is none to read."""
+    refuse_pointer(path)
+    try:
+        value = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"{path} can't be read: {error.strerror}") from None
+    except ValueError as error:  # not JSON, not UTF-8
+        raise UserError(f"{path} is not JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds {type(value).__name__}, expected a JSON object")
+    return value
+
+
+def refuse_pointer(path: Path) -> None:
+    """Raises UserError for the few lines that git leaves in place of a large file."""
+    try:
+        with path.open("rb") as file:
+            is_pointer = file.read(len(GIT_LFS)) == GIT_LFS
+    except OSError:  # absent or unreadable: whoever reads it says so
+        return
+    if is_pointer:
+        raise UserError(f"{path} is a git-lfs pointer, not the file itself; fetch it with git lfs pull")
 
 
 @contextmanager
