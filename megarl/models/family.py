@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
+from megarl.files import read_json
 from megarl.models import llama, qwen2
+from megarl.models.keys import check_keys, check_rope, check_values
 from megarl.types import UserError
 
 FAMILIES = {"llama": llama, "qwen2": qwen2}
@@ -52,7 +54,10 @@ class Architecture:
 
 
 def read_hf_config(path: str | Path) -> Any:
-    """The transformers configuration of a Hugging Face folder. Raises UserError where there is none."""
+    """The transformers configuration of a Hugging Face folder.
+
+    Raises UserError where there is none, and for a key of it that would be ignored.
+    """
     from transformers import AutoConfig
 
     folder = Path(path)
@@ -63,9 +68,18 @@ def read_hf_config(path: str | Path) -> Any:
     if not (folder / "config.json").is_file():
         raise UserError(f"model.path={path} has no config.json; expected a Hugging Face model folder")
     try:
-        return AutoConfig.from_pretrained(folder, local_files_only=True)
+        keys = read_json(folder / "config.json")
+        if keys.get("auto_map"):
+            raise UserError("auto_map asks for code of the model's own, which is never run")
+        hf_config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises a type of its own for each kind of bad value
         raise UserError(f"model.path={path}: config.json is not usable ({' '.join(str(error).split())})") from None
+    if family := FAMILIES.get(hf_config.model_type):
+        try:
+            check_keys(keys, family)
+        except UserError as error:
+            raise UserError(f"model.path={path}: {error}") from None
+    return hf_config
 
 
 def architecture(hf_config: Any) -> Architecture:
@@ -75,32 +89,30 @@ def architecture(hf_config: Any) -> Architecture:
         raise UserError(
             f"config.json: model_type '{hf_config.model_type}' is not supported; supported: {', '.join(FAMILIES)}"
         )
-    unsupported = {
-        "hidden_act": hf_config.hidden_act != "silu",
-        "rope_type": rope_type(hf_config) not in ("default", "llama3", "linear"),
-        **family.unsupported(hf_config),
-    }
-    for key, is_unsupported in unsupported.items():
-        if is_unsupported:
-            raise UserError(f"config.json: this {hf_config.model_type} model's {key} is not supported")
-    heads = hf_config.num_attention_heads
+    check_values(hf_config.to_diff_dict(), family)
+    check_rope(hf_config.rope_parameters or {}, family)
+    heads, groups = hf_config.num_attention_heads, hf_config.num_key_value_heads or hf_config.num_attention_heads
+    head_dim = getattr(hf_config, "head_dim", None) or hf_config.hidden_size // heads
+    if heads % groups:
+        raise UserError(f"config.json: num_key_value_heads={groups} does not divide num_attention_heads={heads}")
+    if not family.OWN_HEAD_DIM and head_dim != hf_config.hidden_size // heads:
+        raise UserError(
+            f"config.json: this {hf_config.model_type} model's head_dim={head_dim} is not supported; only "
+            f"hidden_size / num_attention_heads ({hf_config.hidden_size // heads})"
+        )
     return Architecture(
         num_layers=hf_config.num_hidden_layers,
         hidden_size=hf_config.hidden_size,
         ffn_hidden_size=hf_config.intermediate_size,
         num_attention_heads=heads,
-        num_query_groups=hf_config.num_key_value_heads or heads,
-        head_dim=getattr(hf_config, "head_dim", None) or hf_config.hidden_size // heads,
+        num_query_groups=groups,
+        head_dim=head_dim,
         vocab_size=hf_config.vocab_size,
         max_position_embeddings=hf_config.max_position_embeddings,
         norm_eps=hf_config.rms_norm_eps,
         qkv_bias=family.QKV_BIAS,
         tied_embeddings=bool(hf_config.tie_word_embeddings),
     )
-
-
-def rope_type(hf_config: Any) -> str:
-    return (getattr(hf_config, "rope_parameters", None) or {}).get("rope_type", "default")
 
 
 def rotary_inv_freq(hf_config: Any) -> Tensor:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+MODEL_TYPE, ARCHITECTURE = "llama", "LlamaForCausalLM"
 QKV_BIAS = False
-
-
-def unsupported(hf_config: Any) -> dict[str, bool]:
-    """Configuration keys whose values this family can't represent."""
-    return {
-        "attention_bias": bool(getattr(hf_config, "attention_bias", False)),
-        "mlp_bias": bool(getattr(hf_config, "mlp_bias", False)),
-    }
+OWN_HEAD_DIM = True
+FIXED: dict[str, tuple[Any, ...]] = {  # keys that are understood at these values only
+    "attention_bias": (False, None),
+    "mlp_bias": (False, None),
+    "sliding_window": (None,),
+}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+MODEL_TYPE, ARCHITECTURE = "qwen2", "Qwen2ForCausalLM"
 QKV_BIAS = True
-
-
-def unsupported(hf_config: Any) -> dict[str, bool]:
-    """Configuration keys whose values this family can't represent."""
-    return {"use_sliding_window": bool(getattr(hf_config, "use_sliding_window", False))}
+OWN_HEAD_DIM = False  # vLLM computes it from the hidden size
+FIXED: dict[str, tuple[Any, ...]] = {  # keys that are understood at these values only
+    "attention_bias": (True, None),
+    "mlp_bias": (False, None),
+}
