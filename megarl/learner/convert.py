@@ -37,7 +37,8 @@ def to_megatron(source: Path, out: Path, precision: Precision | None, mesh: Mesh
     load_hf_weights(model, arch, mesh, source)
     with _written_whole(out) as partial:
         save_model(model, mesh, partial, source)
-    return _summary(out, len(hf_names(arch)), model, precision)
+    not_read = f"; not read: {', '.join(files.unread)}" if files.unread else ""
+    return _summary(out, len(hf_names(arch)), model, precision) + not_read
 
 
 def to_hf(source: Path, out: Path, precision: Precision | None, mesh: Mesh) -> str:
