@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
-from transformers import AutoTokenizer
 
 from megarl.config import Config
 from megarl.data.prompts import PromptSet, load_prompts
+from megarl.data.tokenizer import load_tokenizer
 from megarl.estimates import Estimate, Interval, estimate, mean_estimate, reported_ks
 from megarl.evaluation import EvaluationFolder, Row, check_continues
 from megarl.models.checkpoints import find_checkpoint
@@ -43,7 +43,7 @@ def evaluate(config: Config) -> None:
         sampling = _sampling_config(config, model)
         check_model(sampling, "eval")
         check_prompts(sampling, "eval", problems)
-        tokenizer = AutoTokenizer.from_pretrained(model)
+        tokenizer = load_tokenizer(model)
         prompts = load_prompts(config.data, "eval", tokenizer)
         folder.open(prompts.prompts, model)
         if len(folder.rows) < len(prompts.prompts):
@@ -63,7 +63,9 @@ def find_model(path: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja"]))
+        return Path(
+            snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt"])
+        )
     except Exception as error:  # the hub client raises dozens of types; all mean that this name can't be had
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"model.path={path}: neither a folder nor a model that could be fetched: {reason}") from None

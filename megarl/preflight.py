@@ -53,14 +53,27 @@ def check_precision(config: Config) -> None:
 
 
 def check_model(config: Config, command: str) -> None:
-    from megarl.models.files import HuggingFaceFiles
+    from megarl.data.tokenizer import check_stop_tokens, check_vocabulary, load_tokenizer
+    from megarl.models.files import HuggingFaceFiles, model_files
 
     path, learner = config.model.path, config.learner
-    arch = architecture(read_hf_config(path))
-    HuggingFaceFiles(path).check_names(arch, path)
-    if not any((Path(path) / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise UserError(f"model.path={path} has no tokenizer (tokenizer.json); save one with the model")
+    hf_config = read_hf_config(path)
+    arch, files = architecture(hf_config), HuggingFaceFiles(path)
+    files.check_names(arch, path)
+    if files.unread:
+        print(f"megarl: model.path={path}: not part of the model, not read: {', '.join(files.unread)}", file=sys.stderr)
+    for file in model_files(path):
+        if not os.access(file, os.R_OK):
+            raise UserError(f"{file} can't be read, so it can't be saved with the trained model; see to it")
+    tokenizer = load_tokenizer(path)
+    check_vocabulary(tokenizer, arch.vocab_size, path)
+    if command != "sft":
+        check_stop_tokens(tokenizer, hf_config, path)
     if command != "eval":
+        if Path(path).resolve() == Path(config.run.dir, "hf").resolve():
+            raise UserError(
+                f"model.path={path} is where run.dir={config.run.dir} writes its model; name another run.dir"
+            )
         arch.check_layout(learner.tensor_model_parallel_size, learner.pipeline_model_parallel_size)
     if config.max_sequence_tokens > arch.max_position_embeddings:
         raise UserError(

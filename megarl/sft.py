@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from transformers import AutoTokenizer
 
 from megarl.algorithms.recipes import SFT
 from megarl.config import Config
 from megarl.data.batch import build_demonstration_batch
 from megarl.data.prompts import PromptSet, encode_prompts, load_problems
 from megarl.data.templates import frame
+from megarl.data.tokenizer import load_tokenizer
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
 from megarl.learner.model import check_precision
@@ -28,7 +28,7 @@ def sft(config: Config) -> None:
     check_precision(config.model.precision)
     hf_config = read_hf_config(config.model.path)
     mesh = Mesh(config.learner)
-    tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+    tokenizer = load_tokenizer(config.model.path)
     with RunLog(config, leads=mesh.rank == 0) as log:
         demonstrations, responses, dropped = load_demonstrations(config, tokenizer)
         log.say(f"{mesh.layout}; {len(demonstrations.prompts)} demonstrations, {dropped} over the token limits dropped")

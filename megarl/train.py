@@ -6,11 +6,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from megarl.algorithms.credit import credit_groups
 from megarl.config import Config
 from megarl.data.batch import build_batch, minibatches
+from megarl.data.tokenizer import load_tokenizer
 from megarl.learner.agreement import probe_policy, step_agreement
 from megarl.learner.checkpoint import CheckpointStore
 from megarl.learner.learner import Learner
@@ -45,7 +44,7 @@ def train(config: Config, resume: bool = False) -> None:
         RolloutSource(
             config,
             mesh,
-            AutoTokenizer.from_pretrained(config.model.path),
+            load_tokenizer(config.model.path),
             sorted(hf_names(architecture(hf_config))),
             log,
         ) as source,

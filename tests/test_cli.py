@@ -42,8 +42,8 @@ def holds_a_run(folder):
     (folder / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
 
 
-def edit_model_config(folder, **fields):
-    path = folder / "model" / "config.json"
+def edit_model_config(folder, name="config.json", **fields):
+    path = folder / "model" / name
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
@@ -99,6 +99,50 @@ MISTAKES = {
         [],
         "model_type 'gpt2' is not supported",
         "supported: llama, qwen2",
+    ),
+    "tokenizer without an end": (
+        lambda folder: edit_model_config(folder, "tokenizer_config.json", eos_token=None),
+        [],
+        "the tokenizer has no end-of-sequence token",
+        "set eos_token in tokenizer_config.json",
+    ),
+    "tokenizer larger than the embedding": (
+        lambda folder: edit_model_config(
+            folder, "tokenizer_config.json", extra_special_tokens=[f"<{i}>" for i in range(20)]
+        ),
+        [],
+        "the tokenizer needs 52 rows (its last token is '<19>'), the model's embedding has 51 (vocab_size)",
+        "resize the embedding",
+    ),
+    "end of a response": (
+        lambda folder: edit_model_config(folder, "generation_config.json", eos_token_id=[1, 4]),
+        [],
+        "eos_token_id=4 of generation_config.json is '1', an ordinary token",
+        "set it to 1 (<eos>)",
+    ),
+    "quantised model": (
+        lambda folder: edit_model_config(folder, quantization_config={"quant_method": "gptq"}),
+        [],
+        "quantization_config=",
+        "only null",
+    ),
+    "code of the model's own": (
+        lambda folder: edit_model_config(folder, auto_map={"AutoModelForCausalLM": "modeling.Mine"}),
+        [],
+        "auto_map asks for code of the model's own",
+        "never run",
+    ),
+    "rotary part": (
+        lambda folder: edit_model_config(folder, partial_rotary_factor=0.5),
+        [],
+        "partial_rotary_factor",
+        "",
+    ),
+    "run folder around the model": (
+        lambda folder: (folder / "model").rename(folder / "hf"),
+        ["model.path={folder}/hf", "run.dir={folder}"],
+        "is where run.dir={folder} writes its model",
+        "name another run.dir",
     ),
     "model and weights disagree": (
         lambda folder: edit_model_config(folder, vocab_size=60),
@@ -171,14 +215,21 @@ IN_A_PROCESS = [
 
 def prepare(project, name):
     """Makes the mistake; (overrides, what the folder holds, words that the message must have)."""
-    spoil, overrides, key, legal = MISTAKES[name]
+    spoil, overrides, *words = MISTAKES[name]
     if spoil:
         spoil(project)
-    return [override.format(folder=project) for override in overrides], snapshot(project), (key, legal)
+    overrides, words = ([text.format(folder=project) for text in texts] for texts in (overrides, words))
+    return overrides, snapshot(project), words
 
 
 def snapshot(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if "__pycache__" not in path.parts}
+
+
+def test_a_file_that_is_no_part_of_the_model_is_named(project, capsys):
+    shutil.copy(project / "model/model.safetensors", project / "model/old.safetensors")
+    check_run(load_config(project / "config.yaml"), "train", resume=False)
+    assert capsys.readouterr().err.endswith("not part of the model, not read: old.safetensors\n")
 
 
 def test_the_project_is_fine_without_a_mistake(project):

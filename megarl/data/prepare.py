@@ -35,6 +35,7 @@ from megarl.data.columns import value_of
 from megarl.data.overlap import NGRAM, EvaluationProblems, canonical, digest
 from megarl.data.prompts import encode_prompts, load_problems, stable_hash
 from megarl.data.sources import Rows, files_of, is_file_name
+from megarl.data.tokenizer import load_tokenizer
 from megarl.files import sha256, writing
 from megarl.runlog import package_versions
 from megarl.types import UserError
@@ -195,14 +196,8 @@ class _Checks:
             self._evaluation.add(problem.id, problem.text)
 
     def _read_tokenizer(self, job: Preparation) -> None:
-        from transformers import AutoTokenizer
-
         assert job.tokenizer and self._prompts
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(job.tokenizer)
-        except Exception as error:  # transformers raises a type of its own for each way in which this fails
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"--tokenizer {job.tokenizer} can't be loaded: {reason}") from None
+        self._tokenizer = load_tokenizer(job.tokenizer, setting="--tokenizer ")
         encode_prompts(self._prompts, ["1"], self._tokenizer)  # refuses a chat template that isn't there
         keys = ("prompt_template", "system_prompt", "chat_template", "max_prompt_tokens")
         self.prompt = {"tokenizer": job.tokenizer, **{key: getattr(self._prompts, key) for key in keys}}

@@ -23,7 +23,7 @@ SENTENCEPIECE = {"sentencepiece": "sentencepiece", "google.protobuf": "protobuf"
 
 
 def load_tokenizer(path: str | Path, setting: str = "model.path=") -> Any:
-    """The tokenizer at `path`, a folder or a hub name. It has an end-of-sequence token and makes up none of its own.
+    """The tokenizer at `path`, a folder or a hub name. It has an end-of-sequence token that its files know.
 
     Raises UserError, which calls the path `setting` + path.
     """
@@ -36,25 +36,17 @@ def load_tokenizer(path: str | Path, setting: str = "model.path=") -> Any:
     try:
         with _errors_only():  # what transformers says before it fails fills a screen
             tokenizer = AutoTokenizer.from_pretrained(str(path), local_files_only=is_local, trust_remote_code=False)
-            probe = tokenizer("1")["input_ids"]
     except Exception as error:  # transformers raises a type of its own for each way in which this fails
         reason = _missing_packages(folder) or " ".join((str(error) or type(error).__name__).split())[:300]
         raise UserError(f"{setting}{path}: the tokenizer can't be loaded: {reason}") from None
     if set(tokenizer.get_vocab().values()) <= set(tokenizer.added_tokens_decoder):
         raise UserError(f"{setting}{path}: the tokenizer reads nothing: its vocabulary is missing; save it again")
-    known = _declared_tokens(folder) if is_local else None
-    if not _is_known(tokenizer, tokenizer.eos_token, known):
+    if not _is_known(tokenizer, tokenizer.eos_token, _added_tokens(folder) if is_local else None):
         of_class = f" ({tokenizer.eos_token} is not in its files)" if tokenizer.eos_token else ""
         raise UserError(
             f"{setting}{path}: the tokenizer has no end-of-sequence token{of_class}; "
             "set eos_token in tokenizer_config.json to the token that ends a response"
         )
-    for token in tokenizer.convert_ids_to_tokens(probe):
-        if not _is_known(tokenizer, token, known):
-            raise UserError(
-                f"{setting}{path}: the tokenizer puts {token} into every prompt, but it is not in its files; "
-                "set bos_token in tokenizer_config.json, or null"
-            )
     return tokenizer
 
 
@@ -65,6 +57,25 @@ def check_vocabulary(tokenizer: Any, rows: int, path: str | Path) -> None:
         raise UserError(
             f"model.path={path}: the tokenizer needs {highest + 1} rows (its last token is {last!r}), the model's "
             f"embedding has {rows} (vocab_size); resize the embedding and train it, or save the model's own tokenizer"
+        )
+
+
+def check_stop_tokens(tokenizer: Any, hf_config: Any, path: str | Path) -> None:
+    """Raises UserError where vLLM would end responses at a token that is none to end at.
+
+    Besides the tokenizer's, it ends at those of generation_config.json; without that file, at the model's.
+    """
+    file = Path(path) / "generation_config.json"
+    found = read_json(file).get("eos_token_id") if file.is_file() else hf_config.eos_token_id
+    name = "generation_config.json" if file.is_file() else "config.json"
+    for token in found if isinstance(found, list) else [found]:
+        if token in (None, tokenizer.eos_token_id) or token in tokenizer.added_tokens_decoder:
+            continue
+        text = tokenizer.convert_ids_to_tokens(token) if token in tokenizer.get_vocab().values() else None
+        what = "no token" if text is None else f"{text!r}, an ordinary token, at which every response would end,"
+        raise UserError(
+            f"model.path={path}: eos_token_id={token} of {name} is {what} of this tokenizer; "
+            f"set it to {tokenizer.eos_token_id} ({tokenizer.eos_token})"
         )
 
 
@@ -84,19 +95,19 @@ def _json(file: Path) -> dict[str, Any]:
     return read_json(file) if file.is_file() else {}
 
 
-def _declared_tokens(folder: Path) -> set[str]:
+def _added_tokens(folder: Path) -> set[str]:
     """The added tokens that the folder's files name."""
-    added = [*_json(folder / "tokenizer.json").get("added_tokens", ())]
-    added += _json(folder / "tokenizer_config.json").get("added_tokens_decoder", {}).values()
+    added = [*(_json(folder / "tokenizer.json").get("added_tokens") or ())]
+    added += (_json(folder / "tokenizer_config.json").get("added_tokens_decoder") or {}).values()
     return {token["content"] for token in added} | set(_json(folder / "added_tokens.json"))
 
 
-def _is_known(tokenizer: Any, token: str | None, declared: set[str] | None) -> bool:
+def _is_known(tokenizer: Any, token: str | None, added: set[str] | None) -> bool:
     """Whether the files hold the token: a tokenizer's class adds those of its own defaults that they don't hold."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if token is None or declared is None or backend is None:
+    if token is None or added is None or backend is None:
         return token is not None
-    return token in declared or backend.model.token_to_id(token) is not None
+    return token in added or backend.model.token_to_id(token) is not None
 
 
 def _missing_packages(folder: Path) -> str | None:

@@ -80,11 +80,15 @@ def mistakes(megatron, qwen2, tmp_path_factory):
         shard.write_bytes(shard.read_bytes()[:1000])
     bare = with_config(checkpoints / "qwen2", folder / "bare")
     shutil.rmtree(bare / "hf")
+    quantised = with_tensors(qwen2, folder / "quantised", tensors)
+    config = json.loads((quantised / "config.json").read_text())
+    (quantised / "config.json").write_text(json.dumps(config | {"quantization_config": {"bits": 4}}))
     empty = folder / "empty"
     empty.mkdir()
     return {
         ("to-megatron", with_tensors(qwen2, folder / "missing", missing)): "lacks: model.layers.2.mlp.up_proj.weight",
         ("to-megatron", with_tensors(qwen2, folder / "mixed", mixed)): "holds float16, float32; choose what to write",
+        ("to-megatron", quantised): 'quantization_config={"bits": 4} is not supported',
         ("to-megatron", folder / "nowhere"): "nowhere is not a folder",
         ("to-megatron", empty): "empty has no config.json",
         ("to-hf", folder / "nowhere"): "nowhere is not a folder",

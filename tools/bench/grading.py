@@ -40,10 +40,9 @@ Item = tuple[str, str]  # response, reference
 
 def sample(options: argparse.Namespace) -> None:
     """Sample `--samples` responses to the first `--limit` problems with the paper's prompt."""
-    from transformers import AutoTokenizer
-
     from megarl.config import parse_config
     from megarl.data.prompts import encode_prompts, stable_hash
+    from megarl.data.tokenizer import load_tokenizer
     from megarl.models.family import architecture, read_hf_config
     from megarl.models.files import HuggingFaceFiles
     from megarl.models.weights import hf_names
@@ -59,7 +58,7 @@ def sample(options: argparse.Namespace) -> None:
             "rollout": {"engines": 2, "max_response_tokens": options.max_tokens},
         }
     )
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    tokenizer = load_tokenizer(options.model)
     prompts = encode_prompts(config.data, [problem["problem"] for problem in problems], tokenizer)
     requests = [Request(list(p), stable_hash(i, j)) for i, p in enumerate(prompts) for j in range(options.samples)]
     arch = architecture(read_hf_config(str(options.model)))
