@@ -204,6 +204,9 @@ def engine_options(config: Config) -> dict[str, Any]:
     options: dict[str, Any] = {
         "model": config.model.path,
         "load_format": "dummy",
+        "config_format": "hf",  # whatever else lies in the folder
+        "tokenizer_mode": "hf",
+        "trust_remote_code": False,
         "dtype": "float32" if config.model.precision == "fp32" else "bfloat16",
         "seed": config.run.seed,
         "max_model_len": config.max_sequence_tokens,

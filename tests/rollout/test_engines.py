@@ -1,6 +1,8 @@
 """One real vLLM engine per model serves the whole module; every test leaves it with complete weights or repairs it."""
 
+import json
 import os
+import shutil
 import signal
 import time
 
@@ -18,11 +20,19 @@ pytestmark = pytest.mark.processes
 SAMPLING = Sampling(temperature=2.0, top_p=1.0, top_k=0, max_tokens=16)
 
 
+GENERATION = {"do_sample": True, "temperature": 0.1, "top_k": 1, "repetition_penalty": 5.0, "max_new_tokens": 2}
+
+
 @pytest.fixture(scope="module", params=["qwen2", "llama"])  # llama: tied embeddings
-def config(request):
+def config(request, tmp_path_factory):
+    """A model with what must not change how it is read and sampled: its own habits, another format's files."""
+    model = shutil.copytree(request.getfixturevalue(request.param), tmp_path_factory.mktemp("model") / "model")
+    (model / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, **GENERATION}))
+    for name in ("params.json", "consolidated.safetensors"):
+        (model / name).write_text("{}")
     return parse_config(
         {
-            "model": {"path": str(request.getfixturevalue(request.param))},
+            "model": {"path": str(model)},
             "data": {"train": "arithmetic", "max_prompt_tokens": 200},
             "learner": {"micro_batch_tokens": 4096},
             "rollout": {"max_response_tokens": 16, "temperature": 2.0, "bucket_mib": 1},
