@@ -101,7 +101,7 @@ def check_keys(config: Mapping[str, Any], family: ModuleType) -> None:
 
 def check_values(config: Mapping[str, Any], family: ModuleType) -> None:
     """Raises UserError where a key that is there has a value that this family can't represent."""
-    fixed = _fixed() | family.FIXED | {"architectures": ([family.ARCHITECTURE], None)}
+    fixed = _fixed() | family.FIXED | {"architectures": ([family.ARCHITECTURE],)}
     for key, values in fixed.items():
         if key in config and config[key] not in values:
             _refuse(family, key, config[key], values)

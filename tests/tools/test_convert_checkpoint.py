@@ -73,7 +73,9 @@ def mistakes(megatron, qwen2, tmp_path_factory):
     (checkpoints, _), folder, tensors = megatron, tmp_path_factory.mktemp("mistakes"), tensors_of(qwen2)
     missing = {name: tensor for name, tensor in tensors.items() if name != "model.layers.2.mlp.up_proj.weight"}
     mixed = tensors | {"model.norm.weight": tensors["model.norm.weight"].half()}
-    unread = with_config(checkpoints / "qwen2", folder / "unread", model_type="llama")
+    unread = with_config(
+        checkpoints / "qwen2", folder / "unread", model_type="llama", architectures=["LlamaForCausalLM"]
+    )
     narrow = with_config(checkpoints / "qwen2", folder / "narrow", intermediate_size=64)
     truncated = with_config(checkpoints / "qwen2", folder / "truncated")
     for shard in truncated.glob("*.distcp"):
