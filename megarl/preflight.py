@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megarl.config import Config
@@ -70,10 +69,6 @@ def check_model(config: Config, command: str) -> None:
     if command != "sft":
         check_stop_tokens(tokenizer, hf_config, path)
     if command != "eval":
-        if Path(path).resolve() == Path(config.run.dir, "hf").resolve():
-            raise UserError(
-                f"model.path={path} is where run.dir={config.run.dir} writes its model; name another run.dir"
-            )
         arch.check_layout(learner.tensor_model_parallel_size, learner.pipeline_model_parallel_size)
     if config.max_sequence_tokens > arch.max_position_embeddings:
         raise UserError(
@@ -103,12 +98,11 @@ def check_prompts(config: Config, command: str, problems: list[list[Problem]]) -
 
     Warnings go to standard error.
     """
-    from transformers import AutoTokenizer
-
     from megarl.data import faithful
+    from megarl.data.tokenizer import load_tokenizer
     from megarl.rollout.reading import Reader
 
-    tokenizer = AutoTokenizer.from_pretrained(config.model.path)
+    tokenizer = load_tokenizer(config.model.path)
     vocabulary = read_hf_config(config.model.path).vocab_size
     warnings = [
         warning for split in problems for warning in faithful.check_prompts(config.data, split, tokenizer, vocabulary)

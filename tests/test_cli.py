@@ -141,8 +141,8 @@ MISTAKES = {
     "run folder around the model": (
         lambda folder: (folder / "model").rename(folder / "hf"),
         ["model.path={folder}/hf", "run.dir={folder}"],
-        "is where run.dir={folder} writes its model",
-        "name another run.dir",
+        "run.dir={folder} already holds",
+        "name another folder",
     ),
     "model and weights disagree": (
         lambda folder: edit_model_config(folder, vocab_size=60),
