@@ -23,6 +23,8 @@ def main(arguments: list[str] | None = None) -> None:
     options = argparse.Namespace()
     try:
         options = _parse(arguments)
+        if options.command not in ON_RANKS:
+            leave_launcher()
         if options.command in RUNS:
             _run(options, arguments)
         else:
@@ -43,7 +45,8 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
     config = load_config(options.config, options.overrides)
     options.folder = Path(config.run.dir)  # what is written to
     resume = getattr(options, "resume", False)
-    is_rank = join_launcher()
+    raise_file_limit()
+    is_rank = options.command in ON_RANKS and join_launcher()
     with ExitStack() as held:
         if options.command in ON_RANKS and (not is_rank or os.environ["RANK"] == "0"):
             if not launched_by_megarl():
@@ -146,11 +149,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _fail(message: str, status: int, details: str = "") -> None:
-    """End with one line a mistake, after `details`: through `launch`, else on rank 0's standard error."""
-    if not leave_last_words(message, details) and int(os.environ.get("RANK", 0)) == 0:
-        sys.stderr.write(details)
-        for line in message.splitlines():
-            print(f"megarl: error: {line}", file=sys.stderr)
+    """End with one line a mistake, after `details`."""
+    say_last_words(message, details)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)  # other ranks may be gone: no collective teardown

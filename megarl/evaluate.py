@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,7 +24,7 @@ from megarl.models.family import architecture, read_hf_config
 from megarl.models.files import HuggingFaceFiles
 from megarl.models.weights import hf_names
 from megarl.preflight import check_data, check_machine, check_model, check_prompts, check_reward
-from megarl.rollout.pool import LAUNCHER_VARIABLES
+from megarl.processes import python_command, python_path
 from megarl.rollout.sampler import Sampler
 from megarl.types import RewardStatus, UserError
 
@@ -81,9 +80,9 @@ def _hf_folder(config: Config, folder: EvaluationFolder) -> Iterator[Path]:
     folder.say(f"converting {model} to the Hugging Face format")
     converted = folder.folder / "converted"
     shutil.rmtree(converted, ignore_errors=True)
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(LAUNCHER_VARIABLES)}
-    command = [sys.executable, "-m", "megarl.learner.convert", str(model), str(converted)]
+    command = python_command("megarl.learner.convert", str(model), str(converted))
     try:
+        environment = os.environ | python_path()
         done = subprocess.run(command, env=environment, capture_output=True, text=True, pass_fds=[folder.lock])
         if done.returncode:
             reason = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]

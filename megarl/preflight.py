@@ -8,6 +8,8 @@ import sys
 from typing import TYPE_CHECKING
 
 from megarl.config import Config
+from megarl.faults import check_shared_memory
+from megarl.launcher import rank_count
 from megarl.models.family import architecture, read_hf_config
 from megarl.resume import check_inputs, check_run_folder
 from megarl.types import UserError
@@ -33,13 +35,13 @@ def check_machine(config: Config) -> None:
     """Ranks and engines against the GPUs of this machine; without any, only the CPU's limits hold."""
     import torch
 
+    check_shared_memory()
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     size = config.rollout.tensor_parallel_size
     if size > max(gpus, 1):
         raise UserError(f"rollout.tensor_parallel_size={size} needs as many GPUs; this machine has {gpus}")
-    ranks = config.learner.world_size or config.learner.model_parallel_size
-    if gpus and "LOCAL_RANK" not in os.environ and ranks > gpus:
-        raise UserError(f"learner.world_size={ranks} is more than this machine's {gpus} GPUs; use at most {gpus}")
+    if "RANK" not in os.environ:
+        rank_count(config.learner, gpus)
     if config.run.wandb_project and importlib.util.find_spec("wandb") is None:
         raise UserError("run.wandb_project is set but wandb is not installed; pip install wandb, or set it to null")
 

@@ -19,6 +19,25 @@ T = TypeVar("T")
 MODEL_SEED = 1234  # dropout is 0 and weights are loaded, so no result depends on it
 
 
+def device_index(local_rank: int, visible: int) -> int:
+    """The GPU of a rank among those it sees: srun may show each task its own alone. Raises UserError."""
+    if visible > 1 and local_rank >= visible:
+        raise UserError(
+            f"LOCAL_RANK={local_rank}, but only {visible} GPUs are visible; start at most as many ranks a node"
+        )
+    return local_rank % visible
+
+
+def check_devices(uuids: list[str]) -> None:
+    """Of every rank's GPU, in rank order. Raises UserError where two ranks have the same one."""
+    for rank, uuid in enumerate(uuids):
+        if (first := uuids.index(uuid)) < rank:
+            raise UserError(
+                f"ranks {first} and {rank} have the same GPU ({uuid}); start one rank a GPU, and let each see all GPUs "
+                "of its node or its own alone"
+            )
+
+
 class Mesh:
     """Tensor-, pipeline- and data-parallel groups over all ranks. One per process; `close` it at the end."""
 
@@ -33,7 +52,7 @@ class Mesh:
         config.data_parallel_size(self.world_size)
         on_gpu = torch.cuda.is_available()
         if on_gpu:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
+            torch.cuda.set_device(device_index(int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()))
         self.device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
         timeout = datetime.timedelta(minutes=timeout_minutes)
         if not dist.is_initialized():
@@ -44,6 +63,8 @@ class Mesh:
                 dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
         # Decisions and metrics are host data: they travel over gloo whatever the tensors use.
         self.control = dist.new_group(backend="gloo", timeout=timeout)
+        if on_gpu:
+            check_devices(self.gather(str(torch.cuda.get_device_properties(self.device).uuid)))
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=config.tensor_model_parallel_size,
             pipeline_model_parallel_size=config.pipeline_model_parallel_size,

@@ -6,13 +6,11 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
-from pathlib import Path
 
 import psutil
 
-import megarl
+from megarl.processes import describe_exit, python_command, python_path
 from megarl.rewards.worker import READY
 from megarl.types import UserError
 
@@ -33,14 +31,12 @@ class WorkerProcess:
     """One process of megarl.rewards.worker, in a process group of its own, with at most one question in hand."""
 
     def __init__(self, arguments: list[str]) -> None:
-        root = str(Path(megarl.__file__).parents[1])
-        path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         # A new interpreter, not a fork: the fork of a process with threads (torch, gloo, CUDA) can deadlock.
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "megarl.rewards.worker", *arguments, str(os.getpid())],
+            python_command("megarl.rewards.worker", *arguments, str(os.getpid())),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": path, "PYTHONHASHSEED": "0"},  # sympy's search order follows the hash
+            env=os.environ | python_path() | {"PYTHONHASHSEED": "0"},  # sympy's search order follows the hash
             process_group=0,
             bufsize=0,
         )
@@ -95,7 +91,7 @@ class WorkerProcess:
             line = self._replies.read(4096)  # what a worker says is shorter than PIPE_BUF, so it arrives whole
             if not line:
                 code = self.kill()
-                raise WorkerLost(f"the worker ended with exit code {code}", over_budget=code == -signal.SIGXCPU)
+                raise WorkerLost(f"the worker {describe_exit(code)}", over_budget=code == -signal.SIGXCPU)
             if line == READY:
                 self.ready = True
                 return None

@@ -7,12 +7,15 @@ must depend on its two arguments only. An exception or another return value is t
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import inspect
 import os
 import re
 import sys
 from collections.abc import Callable
 from functools import cache
+from importlib.machinery import PathFinder
+from types import ModuleType
 
 NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 MAX_CHARACTERS = 1 << 20  # of a response
@@ -26,10 +29,8 @@ class Unusable(ValueError):
 def load(name: str) -> Callable[[str, str], bool]:
     """The function that `module:function` names. Raises Unusable where there is none that fits."""
     module_name, _, function_name = name.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        module = _import(module_name)
     except MemoryError:
         raise Unusable(f"reward.name={name}: importing {module_name} needs more than reward.memory_mib") from None
     except (Exception, SystemExit) as error:  # whatever the user's module does
@@ -49,6 +50,21 @@ def load(name: str) -> Callable[[str, str], bool]:
     if inspect.iscoroutinefunction(function):
         raise Unusable(f"reward.name={name}: the function must not be async")
     return function
+
+
+def _import(module_name: str) -> ModuleType:
+    """From the working folder where it is there; whatever it imports may be, but nothing there replaces a library."""
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    package = module_name.partition(".")[0]
+    if package not in sys.modules and (spec := PathFinder.find_spec(package, [os.getcwd()])) and spec.loader:
+        module = sys.modules[package] = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except BaseException:
+            del sys.modules[package]
+            raise
+    return importlib.import_module(module_name)
 
 
 def verdict(name: str, response: str, answer: str) -> bool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 from collections.abc import Callable, Iterable
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -15,22 +14,10 @@ import torch
 from torch import Tensor
 
 from megarl.config import Config
+from megarl.processes import python_command, python_path, why_killed
+from megarl.rank import LAUNCHER_VARIABLES
 from megarl.rollout.messages import Request, Response, Sampling
-from megarl.rollout.transfer import BACKEND, Bucket, WeightTransferError
-
-# A vLLM engine must not take the trainer's process group for its own.
-LAUNCHER_VARIABLES = (
-    "RANK",
-    "WORLD_SIZE",
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "GROUP_",
-    "ROLE_",
-    "TORCHELASTIC_",
-)
-
+from megarl.rollout.transfer import BACKEND, WORKER_EXTENSION, Bucket, WeightTransferError
 
 PREFILL_TOKENS = 8192  # tokens of whole prompts that an engine on a CPU takes in at a time
 
@@ -141,10 +128,10 @@ class _EngineProcess:
         self.log_path = log_dir / f"rollout_{index}.log"
         ours, theirs = socket.socketpair()
         environment = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
-        environment.update(engine_environment(config, index))
+        environment |= python_path() | engine_environment(config, index)
         with self.log_path.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "megarl.rollout.worker", str(theirs.fileno())],
+                python_command("megarl.rollout.worker", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -163,7 +150,7 @@ class _EngineProcess:
     def cause_of_death(self) -> str:
         code = self.process.wait()
         return (
-            f"the engine's process was killed by signal {-code}"
+            f"the engine's process was killed by signal {-code}{why_killed(code)}"
             if code < 0
             else f"the engine's process exited with {code}"
         )
@@ -181,6 +168,7 @@ def engine_environment(config: Config, index: int) -> dict[str, str]:
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_COLOR": "0",
+        "VLLM_HOST_IP": "127.0.0.1",  # an engine keeps to this machine, whose name may mean nothing to it
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
     if torch.cuda.is_available():
@@ -214,6 +202,7 @@ def engine_options(config: Config) -> dict[str, Any]:
         "tensor_parallel_size": config.rollout.tensor_parallel_size,
         "logprobs_mode": "processed_logprobs",
         "weight_transfer_config": {"backend": BACKEND},
+        "worker_extension_cls": WORKER_EXTENSION,
         "enforce_eager": not on_gpu,
         "disable_log_stats": True,
     }

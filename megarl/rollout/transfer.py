@@ -1,7 +1,7 @@
 """Weight transfer through shared memory, as a backend of vLLM's own weight-transfer lifecycle.
 
-The sender (`Bucket`) fills a shared-memory file with tensors; the engine side (`SharedMemoryTransfer`, found by vLLM
-through the entry point `register`) checks what arrived against its checksum, loads it, and at the end refuses an update
+The sender (`Bucket`) fills a shared-memory file with tensors; the engine side (`SharedMemoryTransfer`, made known to
+vLLM by `register`) checks what arrived against its checksum, loads it, and at the end refuses an update
 in which any parameter is missing. vLLM is imported only where its engine runs.
 """
 
@@ -17,6 +17,7 @@ import xxhash
 from torch import Tensor
 
 BACKEND = "megarl_shared_memory"
+WORKER_EXTENSION = "megarl.rollout.vllm_worker.Extension"
 
 
 class WeightTransferError(RuntimeError):
@@ -91,7 +92,7 @@ def checksum(data: Tensor) -> str:
 
 
 def register() -> None:
-    """Entry point `vllm.general_plugins`: makes the backend known to vLLM in each of its processes."""
+    """Makes the backend known to vLLM in this process, whichever plugins that loads."""
     from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
     if BACKEND not in WeightTransferEngineFactory._registry:

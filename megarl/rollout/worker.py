@@ -18,6 +18,7 @@ import numpy as np
 
 from megarl.memory import give_back
 from megarl.rollout.messages import Request, Response, Sampling
+from megarl.rollout.transfer import register
 
 PR_SET_PDEATHSIG = 1
 
@@ -28,6 +29,7 @@ class Engine:
     def __init__(self, options: dict[str, Any]) -> None:
         from vllm import LLM
 
+        register()
         self.llm = LLM(**options)
         self.version: int | None = None  # of the weights served; None: none, or an update failed
 

@@ -7,9 +7,9 @@ on from its checkpoint, or from its first step where there is none.
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +23,7 @@ from rich.text import Text
 from megarl.config import dump_config
 from megarl.files import locked, write_whole
 from megarl.preflight import check_run
+from megarl.processes import python_command, python_path
 from megarl.resume import check_inputs
 from megarl.study.config import Row, Study
 from megarl.types import UserError
@@ -139,12 +140,17 @@ def _run(row: Row, lock: int, progress: Progress) -> Outcome:
     write_whole(config, dump_config(row.config))
     (row.folder / "row.json").unlink(missing_ok=True)
     log, begun_at, started = row.folder / "train.log", last_step(row), time.monotonic()
-    command = [sys.executable, "-m", "megarl.cli", "train", str(config), "--resume"]
+    command = python_command("megarl.cli", "train", str(config), "--resume")
     with log.open("w") as output:
         # A session of its own: Ctrl-C reaches the study alone, which then ends the row. The row holds the study's lock
         # too, so that no second study starts beside a row that outlives a killed one.
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True, pass_fds=[lock]
+            command,
+            env=os.environ | python_path(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            pass_fds=[lock],
         )
         error: str | None = "interrupted"
         try:
