@@ -18,6 +18,7 @@ from megarl.algorithms.recipes import RECIPES, variant_fields
 from megarl.config import yaml12
 from megarl.config.overrides import apply_override
 from megarl.config.sections import DEFAULT_RECIPE, Config
+from megarl.config.shipped import find_config
 from megarl.published import SETTINGS, published_values
 from megarl.types import UserError
 
@@ -58,9 +59,7 @@ def dump_config(config: Config) -> str:
 
 def read_yaml(path: str | Path, expected: str) -> dict[str, Any]:
     """The mapping that a YAML file holds. Raises UserError naming the file and line, or saying what was `expected`."""
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise UserError(f"config file {path} does not exist")
+    path = find_config(Path(path).expanduser())
     try:
         values = yaml12.load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:

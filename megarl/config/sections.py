@@ -11,10 +11,19 @@ from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_serializer,
+    field_validator,
+    model_validator,
+)
 
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES
+from megarl.config.shipped import BUILT_IN, BUILT_IN_MODEL
 from megarl.rewards import check_name
 from megarl.types import UserError
 
@@ -48,10 +57,21 @@ class RunConfig(Section):
 class ModelConfig(Section):
     """The policy's starting point."""
 
-    path: PathText = Field(description="Hugging Face folder of a Llama or Qwen2 model, with its tokenizer")
+    path: PathText = Field(
+        description="Hugging Face folder of a Llama or Qwen2 model, with its tokenizer; built-in: the quick start's"
+    )
     precision: Precision = Field(
         "fp32", description="of the learner and the rollout engine; fp8: learner only, rest bf16"
     )
+
+    @field_validator("path")
+    @classmethod
+    def _find_built_in(cls, path: str) -> str:
+        return str(BUILT_IN_MODEL) if path == BUILT_IN else path
+
+    @field_serializer("path")
+    def _as_given(self, path: str) -> str:
+        return BUILT_IN if path == str(BUILT_IN_MODEL) else path
 
 
 class EvalSet(NamedTuple):
@@ -216,7 +236,7 @@ class CriticConfig(Section):
 class LearnerConfig(Section):
     """How the policy is spread over ranks and how a batch becomes micro-batches."""
 
-    world_size: int | None = Field(None, ge=1, description="ranks; null: what the launcher gives, else TP x PP")
+    world_size: int | None = Field(None, ge=1, description="ranks; null: the launcher's, else all GPUs here, else TP x PP")
     tensor_model_parallel_size: int = Field(1, ge=1)
     pipeline_model_parallel_size: int = Field(1, ge=1)
     packing: bool = Field(True, description="pack sequences without padding; false: pad each micro-batch")

@@ -1,0 +1,1 @@
+"""What users run beside training: `megarl prepare-data`, `megarl convert` and `megarl fetch-smollm2`."""
