@@ -1,5 +1,7 @@
 # Two commands matter: `make quickstart` and `make test`. Each sets up its own environment.
-PYTHON ?= python3.11
+ifndef PYTHON  # the first of these that runs: a name on the path may be a shim with nothing behind it
+PYTHON := $(shell for python in python3.12 python3.11; do $$python -c 'import venv, ensurepip' 2>/dev/null && echo $$python && break; done)
+endif
 VENV   := .venv
 READY  := $(VENV)/.ready
 TORCH  := $(shell grep '^torch==' requirements-cpu.lock)
@@ -18,15 +20,22 @@ help:
 
 env: $(READY)
 
-# torch's CPU build comes from wherever pip is configured to find it, else from PyTorch's own index.
+# torch's CPU build comes from wherever pip is configured to find it, else from PyTorch's own index; where there is
+# neither, the build for CUDA does, with the libraries that it loads.
 $(READY): requirements-cpu.lock pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "megarl needs Python 3.11: set PYTHON=/path/to/python3.11"; exit 1; }
+	@$(or $(PYTHON),false) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+		|| { echo "megarl needs Python 3.12 or 3.11 with venv: set PYTHON=/path/to/python3.12"; exit 1; }
 	@echo "Setting up $(VENV) (about 3 minutes, 3 GB; once)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(VENV)/bin/pip install -q --no-deps $(TORCH) 2>/dev/null \
-		|| $(VENV)/bin/pip install -q --no-deps $(TORCH) --index-url https://download.pytorch.org/whl/cpu
-	@$(VENV)/bin/pip install -q --no-deps -r requirements-cpu.lock
+		|| $(VENV)/bin/pip install -q --no-deps $(TORCH) --index-url https://download.pytorch.org/whl/cpu 2>/dev/null \
+		|| { echo "No CPU build of torch here: installing the one for CUDA (3 GB more)"; \
+			$(VENV)/bin/pip install -q $(TORCH:+cpu=); }
+	@grep -v '^torch==' requirements-cpu.lock > $(VENV)/requirements.txt
+	@$(VENV)/bin/pip install -q --no-deps -r $(VENV)/requirements.txt
 	@$(VENV)/bin/pip install -q --no-deps --no-build-isolation -e .
+	@$(VENV)/bin/python -c 'import torch' \
+		|| { echo "torch doesn't load: install a build of $(TORCH:+cpu=) for this machine with $(VENV)/bin/pip, then make env"; exit 1; }
 	@touch $(READY)
 
 quickstart: env

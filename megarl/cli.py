@@ -1,8 +1,9 @@
-"""The command line: megarl train | sft | eval | study CONFIG [section.key=value ...], and megarl recipes."""
+"""The command line: megarl train | sft | eval | study CONFIG [section.key=value ...], and what goes with them."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import sys
 import traceback
@@ -11,9 +12,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from megarl.config import Config, load_config
+from megarl.config.shipped import CONFIGS, copy_config
+from megarl.faults import raise_file_limit
 from megarl.files import refusal
-from megarl.launcher import USER_ERROR, join_launcher, launch, launched_by_megarl, leave_last_words
+from megarl.launcher import USER_ERROR, launch
 from megarl.preflight import check_run
+from megarl.rank import join_launcher, launched_by_megarl, leave_launcher, say_last_words
 from megarl.resume import run_folder
 from megarl.types import UserError
 
@@ -22,6 +26,9 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     options = argparse.Namespace()
     try:
+        if arguments[:1] and arguments[0] in TOOLS:
+            leave_launcher()
+            return importlib.import_module(TOOLS[arguments[0]]).main(arguments[1:], f"megarl {arguments[0]}")
         options = _parse(arguments)
         if options.command not in ON_RANKS:
             leave_launcher()
@@ -82,6 +89,10 @@ def _study(options: argparse.Namespace) -> None:
     study(options.config, options.scale, options.overrides, report_only=options.report)
 
 
+def _init(options: argparse.Namespace) -> None:
+    print(f"{copy_config(options.name)} is here to edit; its first lines say how to run it")
+
+
 def _recipes(options: argparse.Namespace) -> None:
     from rich.console import Console
 
@@ -104,7 +115,12 @@ ON_RANKS = (
     "train",
     "sft",
 )  # commands that run on several ranks; eval is one process, its engines and its own checks
-COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {"study": _study, "recipes": _recipes}
+COMMANDS: dict[str, Callable[[argparse.Namespace], None]] = {"study": _study, "recipes": _recipes, "init": _init}
+TOOLS = {  # read their own arguments
+    "prepare-data": "megarl.tools.prepare_data",
+    "convert": "megarl.tools.convert_checkpoint",
+    "fetch-smollm2": "megarl.tools.fetch_smollm2",
+}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -122,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
         ("study", "train every recipe of a study with every seed, then write its report; resumes where it was"),
     ):
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("config", help="YAML file, e.g. configs/quickstart.yaml")
+        command.add_argument("config", help=f"YAML file, or one of megarl's own: {', '.join(CONFIGS)}")
         command.add_argument(
             "overrides", nargs="*", default=[], metavar="section.key=value", help="e.g. recipe=grpo optim.lr=2e-4"
         )
@@ -133,6 +149,14 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--report", action="store_true", help="run nothing, write the report of what has run")
     recipes = commands.add_parser("recipes", help="list the recipes; NAME: all of one; diff NAME NAME: what differs")
     recipes.add_argument("words", nargs="*", metavar="NAME", help="e.g. grpo, or diff grpo grpo:minimal_rl")
+    init = commands.add_parser("init", help="copy one of megarl's configs here, to edit it")
+    init.add_argument("name", help=", ".join(CONFIGS))
+    for name, text in (
+        ("prepare-data", "read, deduplicate, decontaminate and split training data"),
+        ("convert", "convert a model between a Hugging Face folder and a Megatron checkpoint"),
+        ("fetch-smollm2", "get SmolLM2-135M-Instruct, a small real model, as a Hugging Face folder"),
+    ):
+        commands.add_parser(name, help=text, add_help=False)
     return parser
 
 

@@ -236,7 +236,7 @@ class CriticConfig(Section):
 class LearnerConfig(Section):
     """How the policy is spread over ranks and how a batch becomes micro-batches."""
 
-    world_size: int | None = Field(None, ge=1, description="ranks; null: the launcher's, else all GPUs here, else TP x PP")
+    world_size: int | None = Field(None, ge=1, description="ranks; null: the launcher's, or all GPUs, or TP x PP")
     tensor_model_parallel_size: int = Field(1, ge=1)
     pipeline_model_parallel_size: int = Field(1, ge=1)
     packing: bool = Field(True, description="pack sequences without padding; false: pad each micro-batch")

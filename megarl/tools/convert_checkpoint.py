@@ -13,29 +13,30 @@ from megarl.types import UserError
 
 EXAMPLES = """\
 examples:
-  python tools/convert_checkpoint.py to-megatron models/qwen2.5-0.5b checkpoints/qwen2.5-0.5b
-  python tools/convert_checkpoint.py to-hf runs/x exported                  # the run's latest checkpoint
-  python tools/convert_checkpoint.py to-hf runs/x/checkpoints/step_000040 exported --dtype bf16
+  megarl convert to-megatron models/qwen2.5-0.5b checkpoints/qwen2.5-0.5b
+  megarl convert to-hf runs/x exported                  # the run's latest checkpoint
+  megarl convert to-hf runs/x/checkpoints/step_000040 exported --dtype bf16
 
 A Megatron checkpoint loads at any tensor- and pipeline-parallel size. Its folder hf/ holds the configuration and the
 tokenizer, as in a run's checkpoints, so it converts back by itself.
 """
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None, name: str = "convert_checkpoint") -> None:
+    """`name` stands before a mistake."""
     parser = argparse.ArgumentParser(
-        prog="convert_checkpoint",
+        prog=name,
         description=__doc__,
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, source, text in (
+    for direction, source, text in (
         ("to-megatron", "HF_FOLDER", "write HF_FOLDER, a Hugging Face model, as a Megatron distributed checkpoint"),
         ("to-hf", "CHECKPOINT", "write CHECKPOINT, or the latest one of a run folder, as a Hugging Face model"),
     ):
         command = commands.add_parser(
-            name,
+            direction,
             help=text,
             description=text,
             epilog=EXAMPLES,
@@ -44,16 +45,12 @@ def main() -> None:
         command.add_argument("source", type=path, metavar=source)
         command.add_argument("out", type=path, metavar="OUT", help="folder to write; complete or absent")
         command.add_argument("--dtype", choices=PRECISIONS.values(), help="precision to write (default: as stored)")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     try:
         mesh = Mesh(LearnerConfig(world_size=1))
         print(convert(options.command, options.source, options.out, options.dtype, mesh))
         mesh.close()
     except (UserError, NotWritten, OSError) as error:
         for line in str(error).splitlines():
-            print(f"convert_checkpoint: error: {line}", file=sys.stderr)
+            print(f"{name}: error: {line}", file=sys.stderr)
         sys.exit(2)
-
-
-if __name__ == "__main__":  # Megatron may start processes that import this file
-    main()

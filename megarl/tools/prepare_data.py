@@ -26,11 +26,11 @@ from megarl.types import UserError
 
 EXAMPLES = """\
 examples:
-  python tools/prepare_data.py numina --out data/numina.jsonl --config configs/x.yaml \\
+  megarl prepare-data numina --out data/numina.jsonl --config configs/x.yaml \\
       --decontaminate math500 minerva olympiadbench                        # the paper's set, from the hub
-  python tools/prepare_data.py gsm8k_train.jsonl --preset gsm8k --out data/gsm8k.jsonl \\
+  megarl prepare-data gsm8k_train.jsonl --preset gsm8k --out data/gsm8k.jsonl \\
       --decontaminate gsm8k=gsm8k_test.jsonl math500=math500.jsonl --eval-fraction 0.02
-  python tools/prepare_data.py problems.parquet --out data/mine.jsonl --problem-column text --answer-column solution \\
+  megarl prepare-data problems.parquet --out data/mine.jsonl --problem-column text --answer-column solution \\
       --answer-rule boxed --tokenizer models/llama-3.2-3b-instruct --setting paper
 
 FILE.jsonl trains as it is: megarl train CONFIG data.train=FILE.jsonl. Beside it lie FILE.manifest.json,
@@ -38,8 +38,10 @@ FILE.dropped.jsonl (every dropped row and why) and, with --eval-fraction, FILE.e
 """
 
 
-def main(arguments: list[str] | None = None) -> None:
-    options = _parser().parse_args(arguments)
+def main(arguments: list[str] | None = None, name: str = "prepare_data") -> None:
+    """`name` stands before a mistake."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up, as when interrupted
+    options = _parser(name).parse_args(arguments)
     try:
         job = _job(options)
         with _Watch() as watch:
@@ -47,22 +49,22 @@ def main(arguments: list[str] | None = None) -> None:
         _show(job, manifest, options.config)
     except (UserError, OSError) as error:
         for line in str(error).splitlines():
-            print(f"prepare_data: error: {line}", file=sys.stderr)
+            print(f"{name}: error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        sys.exit("prepare_data: interrupted; nothing was written")
+        sys.exit(f"{name}: interrupted; nothing was written")
 
 
 class _Parser(argparse.ArgumentParser):
     """Says a mistake in one line, without the usage."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"prepare_data: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {message}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(name: str) -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="prepare_data", description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=name, description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     presets = ", ".join(TRAINING_SETS)
     parser.add_argument(
@@ -234,8 +236,3 @@ def _fraction(text: str) -> float:
         if 0 <= (value := float(text)) < 1:
             return value
     raise argparse.ArgumentTypeError(f"{text!r} should be a number from 0 to below 1")
-
-
-if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up, as when interrupted
-    main()

@@ -1,0 +1,6 @@
+"""`megarl prepare-data`, as a file."""
+
+from megarl.tools.prepare_data import main
+
+if __name__ == "__main__":
+    main()
