@@ -31,7 +31,8 @@ case "${1-}" in
     "") fail "no command; try: launch/torchrun.sh train configs/quickstart.yaml (or --help)" ;;
 esac
 
-python="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)/.venv/bin/python"
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+python=$root/.venv/bin/python
 [[ -x $python ]] || python=$(command -v python) || fail "no .venv/bin/python here and no python on PATH; run 'make env'"
 
 NNODES=${NNODES:-1}
@@ -39,6 +40,7 @@ check_number NNODES 1 100000
 
 if ((NNODES == 1)); then
     rendezvous=(--standalone --local-addr=127.0.0.1)
+    [[ ! -e /sys/class/net/lo ]] || export GLOO_SOCKET_IFNAME=${GLOO_SOCKET_IFNAME:-lo} # the host's name may mean nothing
 else
     NODE_RANK=${NODE_RANK:-${SLURM_NODEID:-}}
     MASTER_PORT=${MASTER_PORT:-29500}
@@ -55,10 +57,14 @@ else
     # Static rendezvous: global ranks follow NODE_RANK, so rank 0 is on the node named by MASTER_ADDR.
     rendezvous=(--node-rank="$NODE_RANK" --master-addr="$MASTER_ADDR" --master-port="$MASTER_PORT")
 fi
-NPROC_PER_NODE=${NPROC_PER_NODE:-$("$python" -c 'import torch; print(torch.cuda.device_count() or 1)')}
+gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
+NPROC_PER_NODE=${NPROC_PER_NODE:-$((gpus > 0 ? gpus : 1))}
 check_number NPROC_PER_NODE 1 1000
 
-export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+threads=$(($(nproc) / NPROC_PER_NODE)) # without GPUs more than one a rank would fight each other
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((gpus > 0 && threads > 1 ? threads : 1))}
+export PYTHONSAFEPATH=1                                                # a file queue.py here is nobody's library
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}                     # installed or not
 export CUDA_DEVICE_MAX_CONNECTIONS="${CUDA_DEVICE_MAX_CONNECTIONS:-1}" # Megatron overlaps through one queue
 exec "$python" -m torch.distributed.run --nnodes="$NNODES" --nproc-per-node="$NPROC_PER_NODE" --max-restarts=0 \
     "${rendezvous[@]}" -m megarl.cli "$@"

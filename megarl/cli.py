@@ -8,7 +8,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from megarl.config import Config, load_config
@@ -175,8 +175,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 def _fail(message: str, status: int, details: str = "") -> None:
     """End with one line a mistake, after `details`."""
     say_last_words(message, details)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # a full disk is what the message is about
+            stream.flush()
     os._exit(status)  # other ranks may be gone: no collective teardown
 
 

@@ -5,6 +5,7 @@ import pytest
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES
 from megarl.config import dump_config, load_config, parse_config
+from megarl.config.shipped import copy_config
 from megarl.types import UserError
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
@@ -537,3 +538,17 @@ def test_a_tilde_is_the_home_folder_in_every_path(tmp_path, monkeypatch, given, 
     assert load_config(tmp_path / "all.yaml") == config
     monkeypatch.setenv("HOME", str(tmp_path))
     assert load_config("~/all.yaml").model.path == f"{tmp_path}/model"
+
+
+def test_megarls_own_configs_and_model_are_there_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = load_config("quickstart")
+    assert (Path(config.model.path) / "config.json").is_file()
+    copy = copy_config("quickstart")
+    assert load_config(copy) == config and "path: built-in" in dump_config(config)
+    (tmp_path / "again.yaml").write_text(dump_config(config))
+    assert load_config("again.yaml") == config
+    with pytest.raises(UserError, match=r"quickstart.yaml is here already"):
+        copy_config("quickstart")
+    with pytest.raises(UserError, match=r"config file mine does not exist; megarl brings .*quickstart"):
+        load_config("mine")

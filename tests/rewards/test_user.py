@@ -174,3 +174,13 @@ def test_impossible_reward_settings_are_refused(reward, words):
 
 def test_the_default_reward_is_strict_math():
     assert RewardConfig().name == "math" and not RewardConfig().lenient
+
+
+def test_files_beside_the_module_stand_in_for_nobodys_library_but_can_be_imported(folder):
+    (folder / "queue.py").write_text("raise RuntimeError('shadowed')")
+    (folder / "helper.py").write_text("def right(): return True")
+    (folder / "pip.py").write_text(
+        "from helper import right\nimport queue\n\ndef grade(response, answer): return right()"
+    )
+    with RewardPool(reward="pip:grade") as pool:  # and not the installed package of that name
+        assert statuses(pool.grade([("a", "b", False)])) == ["correct"]
