@@ -21,7 +21,7 @@ def raise_file_limit() -> None:
 def check_shared_memory() -> None:
     """Raises UserError where semaphores can't be made, which checkpoints and engines of several processes need."""
     try:
-        multiprocessing.get_context("spawn").Lock()
+        multiprocessing.get_context("fork").Lock()  # spawn would start a tracker with it
     except OSError as error:
         raise UserError(
             f"/dev/shm can't be used ({error.strerror}); mount it writable, in a container with --shm-size=1g or more"

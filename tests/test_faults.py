@@ -34,6 +34,7 @@ def test_as_many_files_may_be_open_as_the_user_may_have():
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
+@pytest.mark.processes
 def test_shared_memory_that_cannot_be_written_is_refused_by_name():
     program = "from megarl.faults import check_shared_memory as check; check()"
     mount = 'mount -t tmpfs -o ro none /dev/shm && exec "$@"'
@@ -44,6 +45,7 @@ def test_shared_memory_that_cannot_be_written_is_refused_by_name():
     assert "UserError: /dev/shm can't be used (Read-only file system); mount it writable" in done.stderr
 
 
+@pytest.mark.processes
 def test_a_full_disk_is_one_line(tmp_path):
     with open("/dev/full", "w") as full:
         command = python_command("megarl.cli", "recipes")

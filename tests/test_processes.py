@@ -13,6 +13,7 @@ from megarl.processes import ROOT, describe_exit, memory_kills, memory_limit, py
 SHADOWS = ("queue", "random", "types", "json", "select")
 
 
+@pytest.mark.processes
 def test_files_named_like_modules_in_the_working_folder_are_not_imported(tmp_path):
     for name in SHADOWS:
         (tmp_path / f"{name}.py").write_text("raise SystemExit('shadowed')")
@@ -27,6 +28,7 @@ def test_files_named_like_modules_in_the_working_folder_are_not_imported(tmp_pat
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize("prefix", [["-m"], ["-P", "-m"]])
 def test_the_command_starts_beside_a_file_named_queue(tmp_path, prefix):
     (tmp_path / "queue.py").write_text("raise SystemExit('shadowed')")
@@ -40,6 +42,7 @@ def test_the_command_starts_beside_a_file_named_queue(tmp_path, prefix):
     assert done.returncode == 0 and "grpo" in done.stdout, done.stderr
 
 
+@pytest.mark.processes
 def test_children_find_megarl_where_it_is_not_installed(tmp_path):
     program = "import sys, megarl; print(megarl.__file__)"
     done = subprocess.run(
@@ -59,6 +62,7 @@ def test_a_death_is_told_by_its_cause():
     assert memory_kills() >= 0 and 2**28 < memory_limit() < 2**50
 
 
+@pytest.mark.processes
 def test_a_process_that_the_kernel_ends_for_memory_is_said_to_have_run_out_of_it(tmp_path):
     """In a control group of its own, where this machine lets us make one."""
     program = (

@@ -86,17 +86,20 @@ def run(*arguments, folder, **environment):
     return subprocess.run(command, cwd=folder, env=inherited, capture_output=True, text=True, timeout=300)
 
 
+@pytest.mark.processes
 def test_commands_that_run_alone_ignore_an_old_rank_and_speak(tmp_path):
     done = run("recipes", "nonsense", folder=tmp_path, **SHELL)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and "nonsense" in done.stderr
 
 
+@pytest.mark.processes
 def test_an_old_rank_without_an_address_is_one_line_whatever_its_number(tmp_path):
     done = run("train", "quickstart", folder=tmp_path, **SHELL)
     assert done.returncode == 2
     assert done.stderr.startswith("megarl: error: RANK=1 is set but MASTER_ADDR") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.processes
 def test_torchruns_ranks_say_once_what_every_one_of_them_refuses(tmp_path):
     """Whichever is first ends the others."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]

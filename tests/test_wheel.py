@@ -7,6 +7,8 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PROGRAM = """\
 import megarl
@@ -21,6 +23,7 @@ main(["train", "nowhere"])
 """
 
 
+@pytest.mark.processes
 def test_the_wheel_has_configs_model_and_tools_and_checks_the_quick_start_from_any_folder(tmp_path):
     source, installed, elsewhere = tmp_path / "source", tmp_path / "installed", tmp_path / "elsewhere"
     elsewhere.mkdir()
