@@ -14,6 +14,7 @@ for message in (
     ".*Apex.*not installed",  # optional; torch supplies what they would
     ".*CUDA_DEVICE_MAX_CONNECTIONS",  # of no use without a GPU; the launcher sets it
     ".*full scope is deprecated",
+    ".*is experimental and still under active development",
     r".*The \.grad attribute of a Tensor that is not a leaf",
     ".*`torch.distributed.*` is deprecated",
 ):
