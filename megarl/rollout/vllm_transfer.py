@@ -88,6 +88,11 @@ class SharedMemoryTransfer(WeightTransferEngine[Manifest, BucketInfo]):
     def shutdown(self) -> None:
         pass
 
+    @staticmethod
+    def trainer_send_weights(iterator: Any, trainer_args: Any) -> None:
+        """Abstract up to vLLM 0.26; what sends is `Bucket`."""
+        raise NotImplementedError
+
     def _load_tied_head(self, embedding: torch.Tensor) -> None:
         """vLLM's loader skips a tied head, but reloading gives it a weight of its own (prepacked, on a CPU)."""
         model: Any = self.model

@@ -44,7 +44,7 @@ class Engine:
         self.llm.update_weights({"update_info": message})
 
     def finish_update(self, version: int) -> None:
-        self.llm.finish_weight_update(str(version))
+        self.llm.finish_weight_update()
         self.llm.reset_prefix_cache()
         self.version = version
 
