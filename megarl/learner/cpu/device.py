@@ -1,7 +1,8 @@
 """Device layer: Megatron-Core's `cuda` references resolve to the CPU where there is no GPU.
 
 Call `install()` before megatron.core is imported and `patch_megatron()` after. It patches torch process-wide, so it
-must never run in a process that holds a vLLM engine. With a GPU present both do nothing.
+must never run in a process that holds a vLLM engine. Packages whose kernels need a GPU can't be imported afterwards, so
+that Megatron takes its own or torch's versions of them. With a GPU present both do nothing.
 """
 
 # mypy: ignore-errors
@@ -11,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -32,6 +34,8 @@ FACTORIES = (
     "zeros_like",
     "ones_like",
 )
+# Megatron takes optimizer and norms from whichever of these can be imported.
+GPU_PACKAGES = ("transformer_engine", "transformer_engine_torch", "apex", "amp_C")
 _installed = False
 
 
@@ -41,6 +45,7 @@ def install() -> None:
     if _installed or torch.cuda.is_available():
         return
     _installed = True
+    sys.modules.update(dict.fromkeys(GPU_PACKAGES))
     # `with torch.device(...)` knows factories by identity and remembers them at first use: let it see torch's own.
     _device_constructors()
     for name in FACTORIES:
