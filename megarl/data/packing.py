@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from megarl.types import Batch
@@ -17,7 +18,8 @@ from megarl.types import Batch
 class MicroBatch:
     """Inputs and targets of one forward pass; a sequence of L tokens gives L - 1 predictions.
 
-    Packed: one row of all predictions, boundaries in cu_seqlens. Padded: one row per sequence, cu_seqlens is None.
+    Packed: one row of all predictions, boundaries in cu_seqlens, padding a sequence of its own at the end. Padded: one
+    row per sequence, cu_seqlens is None.
     """
 
     inputs: Tensor  # i64[B, S]
@@ -41,13 +43,13 @@ class MicroBatch:
 
 
 def micro_batches(
-    batch: Batch, rank: int, ranks: int, max_tokens: int, packing: bool, pairs: bool = False
+    batch: Batch, rank: int, ranks: int, max_tokens: int, packing: bool, pairs: bool = False, multiple: int = 1
 ) -> list[MicroBatch]:
     """The micro-batches of data-parallel rank `rank`; never none, so that every rank joins every collective.
 
     Sequences go longest first to the rank with the fewest tokens, then fill micro-batches of at most `max_tokens`
     tokens, padding included; neighbours are of similar length, so that padding stays small. With `pairs`, sequences of
-    one prompt stay together.
+    one prompt stay together. The rows of a micro-batch are padded to a length divisible by `multiple`.
     """
     predictions = (batch.lengths - 1).tolist()
     together: dict[int, list[int]] = {}
@@ -68,14 +70,18 @@ def micro_batches(
         rows = len(members) + (len(cuts[-1]) if cuts else 0)
         longest = max(longest, *(predictions[i] for i in members))
         total += sum(predictions[i] for i in members)
-        if not cuts or (total if packing else rows * longest) > max_tokens:
+        if not cuts or (_up(total, multiple) if packing else rows * _up(longest, multiple)) > max_tokens:
             cuts.append([])
             longest, total = max(predictions[i] for i in members), sum(predictions[i] for i in members)
         cuts[-1] += members
-    return [_micro_batch(batch, sequences, packing) for sequences in cuts] or [_nothing()]
+    return [_micro_batch(batch, sequences, packing, multiple) for sequences in cuts] or [_nothing(multiple)]
 
 
-def _micro_batch(batch: Batch, sequences: list[int], packing: bool) -> MicroBatch:
+def _up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _micro_batch(batch: Batch, sequences: list[int], packing: bool, multiple: int) -> MicroBatch:
     chosen = torch.tensor(sequences)
     starts, counts = batch.cu_seqlens[chosen], batch.lengths[chosen] - 1
     columns = torch.arange(int(counts.max()))
@@ -85,6 +91,10 @@ def _micro_batch(batch: Batch, sequences: list[int], packing: bool) -> MicroBatc
     if packing:
         source = source[valid].unsqueeze(0)
         cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), counts.cumsum(0)]).int()
+    if padding := -source.size(1) % multiple:
+        source = F.pad(source, (0, padding), value=-1)
+        if cu_seqlens is not None:  # a sequence of its own
+            cu_seqlens = torch.cat([cu_seqlens, cu_seqlens[-1:] + padding])
     real = source >= 0
     token = torch.where(real, source + 1, -1)
     return MicroBatch(
@@ -95,7 +105,7 @@ def _micro_batch(batch: Batch, sequences: list[int], packing: bool) -> MicroBatc
     )
 
 
-def _nothing() -> MicroBatch:
-    """One padding token: a rank without sequences still runs its share of the schedule."""
-    zero = torch.zeros(1, 1, dtype=torch.int64)
+def _nothing(multiple: int) -> MicroBatch:
+    """As little padding as may be: a rank without sequences still runs its share of the schedule."""
+    zero = torch.zeros(1, multiple, dtype=torch.int64)
     return MicroBatch(inputs=zero, targets=zero, token=zero - 1, cu_seqlens=None)

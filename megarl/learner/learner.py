@@ -22,7 +22,7 @@ from megarl.config import Config
 from megarl.data.packing import MicroBatch, micro_batches
 from megarl.learner.cpu.spec import PackedSequences
 from megarl.learner.mesh import Mesh
-from megarl.learner.model import build_critic, build_model, output_weight, transformer_config
+from megarl.learner.model import build_critic, build_model, output_weight, token_multiple, transformer_config
 from megarl.learner.trainable import Trainable, learning_rate
 from megarl.learner.weights import WeightStream, load_hf_weights
 from megarl.models.family import architecture
@@ -70,6 +70,7 @@ class Learner:
         self.config, self.recipe, self.mesh, self.temperature = config, recipe, mesh, temperature
         self.arch = architecture(hf_config)
         precision = config.model.precision
+        self.token_multiple = token_multiple(precision)
 
         def transformer() -> Any:  # of each model its own: Megatron hangs hooks of the model's gradients on it
             made = transformer_config(hf_config, config.learner, precision)
@@ -254,6 +255,7 @@ class Learner:
             config.learner.micro_batch_tokens,
             config.learner.packing,
             pairs=self.recipe.objective == "dpo",
+            multiple=self.token_multiple,
         )
         result = torch.zeros(width, len(batch.tokens))
         total = torch.zeros(1)

@@ -38,6 +38,11 @@ def params_dtype(precision: Precision) -> torch.dtype:
 
 def transformer_config(hf_config: Any, learner: LearnerConfig, precision: Precision) -> TransformerConfig:
     arch = architecture(hf_config)
+def token_multiple(precision: Precision) -> int:
+    """What the number of tokens of a micro-batch must be divisible by: fp8's matrix products want multiples of 16."""
+    return 16 if precision == "fp8" else 1
+
+
     dtype, on_gpu = params_dtype(precision), torch.cuda.is_available()
     recompute: dict[str, Any] = {}
     if learner.recompute == "full":

@@ -221,3 +221,21 @@ def test_pairs_are_packed_together_up_to_the_limit():
     unequal = PAIRED["unequal"]
     assert [m.inputs.shape for m in micro_batches(unequal, 0, 1, 60, packing=False, pairs=True)] == [(2, 29), (2, 28)]
     assert [m.inputs.numel() for m in micro_batches(unequal, 0, 1, 60, packing=True, pairs=True)] == [59]
+
+
+@pytest.mark.parametrize(("ranks", "max_tokens", "packing"), CUTS)
+@pytest.mark.parametrize("name", BATCHES)
+def test_rows_padded_to_a_multiple_predict_the_same_tokens_within_the_limit(name, ranks, max_tokens, packing):
+    batch = BATCHES[name]
+    for rank in range(ranks):
+        plain = micro_batches(batch, rank, ranks, max_tokens, packing)
+        padded = micro_batches(batch, rank, ranks, max_tokens, packing, multiple=16)
+        real = [torch.cat([micro.token[micro.token >= 0] for micro in cut]) for cut in (plain, padded)]
+        assert torch.equal(*(tokens.sort().values for tokens in real))
+        for micro in padded:
+            assert micro.inputs.size(1) % 16 == 0 and micro.inputs.shape == micro.positions.shape
+            assert micro.inputs.numel() <= max(max_tokens, 32)  # the longest sequence alone, padded
+            if micro.cu_seqlens is not None:
+                ends, padding = micro.cu_seqlens[1:].tolist(), int((micro.token < 0).sum())
+                assert padding < 16 and ends[-1] == micro.inputs.size(1)
+                assert padding == 0 or ends[-2] == ends[-1] - padding
