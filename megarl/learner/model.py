@@ -17,16 +17,18 @@ from megarl.models.family import architecture, rotary_inv_freq
 from megarl.types import UserError
 
 
-def uses_transformer_engine() -> bool:
-    """Transformer Engine's layers are used where there is a GPU and the package; the local spec elsewhere."""
-    return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
+def uses_transformer_engine(dtype: torch.dtype) -> bool:
+    """Transformer Engine's layers are used where there is a GPU and the package; the local spec elsewhere, and in fp32,
+    in which Transformer Engine has no attention over packed sequences."""
+    has_package = importlib.util.find_spec("transformer_engine") is not None
+    return torch.cuda.is_available() and has_package and dtype is not torch.float32
 
 
 def check_precision(precision: Precision) -> None:
     """Raises UserError where this machine can't compute in `precision`."""
     if precision == "fp8":
         capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else (0, 0)
-        if not uses_transformer_engine() or capability < (9, 0):
+        if not uses_transformer_engine(params_dtype(precision)) or capability < (9, 0):
             raise UserError(
                 "model.precision=fp8 needs Transformer Engine and a Hopper or newer GPU; use fp32 or bf16 here"
             )
@@ -36,8 +38,6 @@ def params_dtype(precision: Precision) -> torch.dtype:
     return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
-def transformer_config(hf_config: Any, learner: LearnerConfig, precision: Precision) -> TransformerConfig:
-    arch = architecture(hf_config)
 def token_multiple(precision: Precision) -> int:
     """What the number of tokens of a micro-batch must be divisible by: fp8's matrix products want multiples of 16."""
     return 16 if precision == "fp8" else 1
@@ -97,7 +97,7 @@ class ValueHead(torch.nn.Module):
         self.weight = torch.nn.Parameter(torch.zeros(1, hidden_size))
 
     def forward(self, hidden: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
-        return F.linear(hidden, self.weight), None
+        return F.linear(hidden.float(), self.weight), None
 
 
 def build_critic(hf_config: Any, config: TransformerConfig, mesh: Mesh) -> GPTModel:
