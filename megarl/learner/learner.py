@@ -299,7 +299,7 @@ class Learner:
 
 
 def _value_head(output: Tensor, micro: MicroBatch) -> Outputs:
-    return (output.squeeze(-1).float(),)
+    return (output.squeeze(-1),)
 
 
 def _packed(micro: MicroBatch, device: torch.device) -> PackedSeqParams | None:

@@ -43,6 +43,8 @@ def token_multiple(precision: Precision) -> int:
     return 16 if precision == "fp8" else 1
 
 
+def transformer_config(hf_config: Any, learner: LearnerConfig, precision: Precision) -> TransformerConfig:
+    arch = architecture(hf_config)
     dtype, on_gpu = params_dtype(precision), torch.cuda.is_available()
     recompute: dict[str, Any] = {}
     if learner.recompute == "full":
@@ -79,7 +81,7 @@ def token_multiple(precision: Precision) -> int:
         masked_softmax_fusion=False,
         bias_activation_fusion=False,
         persist_layer_norm=False,
-        apply_rope_fusion=uses_transformer_engine(),
+        apply_rope_fusion=uses_transformer_engine(dtype),
         **recompute,
     )
     config.rotary_inv_freq = rotary_inv_freq(hf_config)
@@ -89,12 +91,13 @@ def token_multiple(precision: Precision) -> int:
 class ValueHead(torch.nn.Module):
     """Hidden states -> one value a token, in place of the vocabulary; the same on all tensor-parallel ranks.
 
-    It begins at zero: the first values are 0 in every layout.
+    In float32 whatever the layers are in: the small steps of a regression are lost in bf16. It begins at zero: the
+    first values are 0 in every layout.
     """
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
-        self.weight = torch.nn.Parameter(torch.zeros(1, hidden_size))
+        self.weight = torch.nn.Parameter(torch.zeros(1, hidden_size, dtype=torch.float32))
 
     def forward(self, hidden: torch.Tensor, **_: Any) -> tuple[torch.Tensor, None]:
         return F.linear(hidden.float(), self.weight), None
@@ -104,7 +107,7 @@ def build_critic(hf_config: Any, config: TransformerConfig, mesh: Mesh) -> GPTMo
     """`build_model` with a value head."""
     model = build_model(hf_config, config, mesh, tied=False)
     if mesh.is_last_stage:
-        model.output_layer = ValueHead(config.hidden_size).to(device=mesh.device, dtype=config.params_dtype)
+        model.output_layer = ValueHead(config.hidden_size).to(mesh.device)
     return model
 
 
@@ -116,7 +119,7 @@ def build_model(hf_config: Any, config: TransformerConfig, mesh: Mesh, tied: boo
     `tied`: whether the output layer is the embedding; default: as the architecture says.
     """
     arch = architecture(hf_config)
-    if uses_transformer_engine():
+    if uses_transformer_engine(config.params_dtype):
         from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 
         spec, position_embedding = get_gpt_decoder_block_spec(config, use_transformer_engine=True), "rope"

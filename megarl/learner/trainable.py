@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -35,7 +36,7 @@ class Trainable:
             module,
         )
         self.optimizer = get_megatron_optimizer(_optimizer_config(optim, precision, sharded), [self.ddp])
-        _prepare_torch_adamw(self.optimizer)
+        _prepare(self.optimizer)
 
     def zero_grad(self) -> None:
         self.ddp.zero_grad_buffer()
@@ -77,24 +78,31 @@ def _optimizer_config(optim: OptimConfig, precision: Precision, sharded: bool) -
     )
 
 
-def _prepare_torch_adamw(optimizer: Any) -> None:
-    """Make torch's AdamW, which stands in for Transformer Engine's or Apex's, fit to be saved and restored at any time.
+def _prepare(optimizer: Any) -> None:
+    """Make the optimizer, Transformer Engine's, Apex's or torch's, fit to be saved and restored at any time.
 
     It gets its moments now: a checkpoint may be due before the first update, when everything was filtered away. And
-    restoring must treat its `step` apart: Megatron's distributed optimizer looks for it among the tensors, and gives
-    all parameters one and the same counter, which AdamW would then advance once for each of them.
+    restoring must treat the `step` of torch's AdamW apart (the others keep it in their groups): Megatron's distributed
+    optimizer looks for it among the tensors, and gives all parameters one and the same counter, which AdamW would then
+    advance once for each of them.
     """
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+        part.init_state_fn(part.optimizer, part.config)
+        if isinstance(part, DistributedOptimizer):
+            _index_as_stored(part)
         if not isinstance(part.optimizer, torch.optim.AdamW):
             continue
-        for group in part.optimizer.param_groups:
-            for param in group["params"]:
-                state = part.optimizer.state[param]
-                state["step"] = torch.zeros(())
-                state["exp_avg"] = torch.zeros_like(param)
-                state["exp_avg_sq"] = torch.zeros_like(param)
+        for state in part.optimizer.state.values():
+            state["step"] = torch.zeros(())
         if isinstance(part, DistributedOptimizer):
             part._set_main_param_and_optimizer_states = _restore_except_step(part)
+
+
+def _index_as_stored(part: DistributedOptimizer) -> None:
+    """Megatron stores a group's float32 parameters before the others, but looks them up in the model's order."""
+    for group, members in enumerate(zip(part.model_fp32_groups, part.model_float16_groups, strict=True)):
+        for order, param in enumerate(itertools.chain(*members)):
+            part.model_param_group_index_map[param] = (group, order)
 
 
 def _restore_except_step(part: DistributedOptimizer) -> Callable[[Tensor, dict[str, Tensor]], None]:

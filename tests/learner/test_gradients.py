@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from layout_ranks import config_for, gradients_of, make_batch
+from layout_ranks import config_for, gradients_of, make_batch, unsettle
 from transformers import AutoModelForCausalLM
 
 from megarl.algorithms.loss import token_weights
@@ -76,3 +76,42 @@ def test_gradients_are_those_of_transformers(mesh, request, family, precision, b
     for name, gradient in expected.items():
         assert gradient.norm() > 0
         assert (found[name] - gradient).norm() / gradient.norm() < bound, name
+
+
+@pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
+def test_padding_to_a_multiple_of_16_tokens_changes_no_gradient(mesh, qwen2, packing):
+    """As fp8 needs it; in fp32, where a difference would show."""
+    recipe, layout = RECIPES["ppo"], (1, 1, 200, packing, "none")
+    learner = Learner(config_for(str(qwen2), layout), recipe, read_hf_config(qwen2), mesh, shard_optimizer=False)
+    assert learner.critic and learner.token_multiple == 1
+    unsettle(learner.critic.module, mesh)
+    batch = learner.annotate(make_batch(recipe))
+    found = []
+    for learner.token_multiple in (1, 16):
+        logprobs, entropy, loss = learner.backward(batch)
+        values = {"logprobs": logprobs, "entropy": entropy, "loss": torch.tensor(loss)}
+        values["value loss"] = torch.tensor(learner.backward_critic(batch))
+        for kind, trainable in learner.trainables.items():
+            values |= {f"{kind} {name}": grad for name, grad in gradients_of(trainable, learner).items()}
+        found.append(values)
+    for name, expected in found[0].items():
+        assert expected.abs().max() > 0, name
+        assert (found[1][name] - expected).abs().max() / expected.abs().max() < 2e-6, name
+
+
+def test_the_critics_head_is_in_float32_among_bfloat16_layers(mesh, qwen2):
+    config = config_for(str(qwen2), LAYOUT)
+    for section, changes in {"model": {"precision": "bf16"}, "optim": {"eps": 1e-8}, "critic": {"lr": 1e-6}}.items():
+        config = config.model_copy(update={section: getattr(config, section).model_copy(update=changes)})
+    learner = Learner(config, RECIPES["ppo"], read_hf_config(qwen2), mesh)
+    assert learner.critic
+    head = learner.critic.module.output_layer.weight
+    assert {param.dtype for param in learner.critic.module.decoder.parameters()} == {torch.bfloat16}
+    with torch.no_grad():
+        head.fill_(1.0)  # beside which a step of 1e-6 is nothing in bfloat16
+    batch = learner.annotate(make_batch(RECIPES["ppo"]))
+    learner.backward_critic(batch)
+    assert head.dtype == head.main_grad.dtype == torch.float32
+    assert (head.main_grad != head.main_grad.bfloat16()).any()
+    learner.update(batch, step=0)
+    assert 0 < (head - 1.0).abs().max() < 1e-5
