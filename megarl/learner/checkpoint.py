@@ -38,7 +38,11 @@ from megarl.types import UserError
 # would outlive a killed rank.
 filesystem_async._results_queue = queue.Queue()
 # Passed as a copy: Megatron adds the current layout's process group to it.
-METADATA = {"distrib_optim_sharding_type": "fully_reshardable", "singleton_local_shards": False}
+METADATA = {
+    "distrib_optim_sharding_type": "fully_reshardable",
+    "distrib_optim_fully_reshardable_mem_efficient": True,  # gathered by one data-parallel rank, not by each
+    "singleton_local_shards": False,
+}
 
 
 class CheckpointStore:

@@ -1,8 +1,11 @@
 import resource
+from pathlib import Path
 
 import pytest
 import torch
 from layout_ranks import config_for, make_batch
+from megatron.core import optimizer as megatron_optimizer
+from megatron.core.optimizer import distrib_optimizer
 
 from megarl.algorithms.recipes import RECIPES
 from megarl.files import NotWritten
@@ -23,10 +26,42 @@ def mesh(qwen2):
     mesh.close(last=False)
 
 
+class FusedAdam(torch.optim.Optimizer):
+    """Keeps its state as Transformer Engine's and Apex's do: moments by parameter, one `step` in each group."""
+
+    def __init__(self, params, lr, weight_decay, betas, eps, adam_w_mode):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps})
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            group["step"] = group.get("step", 0) + 1
+            for param in group["params"]:
+                state = self.state[param]
+                for (name, moment), beta in zip(state.items(), group["betas"], strict=True):
+                    moment.lerp_(param.grad if name == "exp_avg" else param.grad**2, 1 - beta)
+                mean, square = (x / (1 - b ** group["step"]) for x, b in zip(state.values(), group["betas"], strict=True))
+                param.add_(mean / (square.sqrt() + group["eps"]), alpha=-group["lr"])
+
+
+@pytest.fixture(params=["fp32 AdamW", "bf16 AdamW", "bf16 FusedAdam"])
+def kind(request, monkeypatch):
+    """The precision, and the class that Megatron takes: torch's, or what the packages for a GPU bring."""
+    if "Fused" in request.param:
+        for module in (megatron_optimizer, distrib_optimizer):
+            monkeypatch.setattr(module, "Adam", FusedAdam)
+        monkeypatch.setattr(megatron_optimizer, "USING_PYTORCH_OPTIMIZER", False)
+        monkeypatch.setattr(distrib_optimizer, "HAVE_APEX_OR_TE", True)
+        monkeypatch.setattr(distrib_optimizer, "USING_TE_OPTIMIZER", True)
+    return request.param.split()
+
+
 @pytest.mark.parametrize("recipe", [RECIPE, RECIPES["ppo"]], ids=lambda recipe: recipe.name)
 @pytest.mark.parametrize("updates", [0, 3])
-def test_a_restored_learner_takes_the_same_next_step(qwen2, mesh, tmp_path, updates, recipe):
+def test_a_restored_learner_takes_the_same_next_step(qwen2, mesh, tmp_path, updates, recipe, kind):
+    precision, optimizer = kind
     config = config_for(str(qwen2), LAYOUT)
+    config = config.model_copy(update={"model": config.model.model_copy(update={"precision": precision})})
     original, restored = (Learner(config, recipe, read_hf_config(qwen2), mesh) for _ in range(2))
 
     def learn(learner, step):
@@ -34,6 +69,7 @@ def test_a_restored_learner_takes_the_same_next_step(qwen2, mesh, tmp_path, upda
 
     for step in range(updates):
         learn(original, step)
+    assert type(original.policy.optimizer.chained_optimizers[0].optimizer).__name__ == optimizer
     store = CheckpointStore(tmp_path, mesh, keep=2)
     store.save(updates, original.trainables, qwen2, {"note": "kept"})
     assert store.load(store.latest(), restored.trainables) == {"step": updates, "note": "kept"}
@@ -103,3 +139,11 @@ def test_a_checkpoint_that_the_system_refuses_is_named_and_leaves_the_previous_o
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert store.latest() == one
     assert store.save(2, learner.trainables, qwen2, {}) == store.latest()
+
+
+def test_one_data_parallel_rank_gathers_the_optimizer_and_all_take_the_same_next_step(qwen2, tmp_path, run_ranks):
+    run_ranks(Path(__file__).parent / "checkpoint_ranks.py", 2, tmp_path / "out.pt", qwen2, tmp_path / "checkpoints")
+    results = torch.load(tmp_path / "out.pt", weights_only=False)
+    assert results["gathered"] == [True, False]
+    assert results["losses"][0] == results["losses"][1]
+    assert results["different"] == [[], []]
