@@ -43,6 +43,7 @@ CHANGEABLE = (
     "rollout.tensor_parallel_size",
     "rollout.max_sequences",
     "rollout.gpu_memory_utilization",
+    "rollout.enforce_eager",
     "rollout.kv_cache_gib",
     "rollout.bucket_mib",
     "rollout.max_logprob_difference",

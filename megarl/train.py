@@ -50,6 +50,7 @@ def train(config: Config, resume: bool = False) -> None:
         ) as source,
     ):
         log.say(f"{mesh.layout}; {config.rollout.engines} vLLM engine(s), starting")
+        source.claim_memory()
         learner = Learner(config, recipe, hf_config, mesh, temperature=config.rollout.temperature)
 
         def sync_weights(version: int) -> None:

@@ -168,6 +168,9 @@ class RolloutConfig(Section):
     max_response_tokens: int = Field(1024, ge=1)
     max_sequences: int = Field(256, ge=1, description="sequences one engine decodes at a time")
     gpu_memory_utilization: float = Field(0.4, gt=0, lt=1, description="share of a GPU for an engine (GPU only)")
+    enforce_eager: bool = Field(
+        False, description="no CUDA graphs: ready up to a minute sooner, slower to generate (GPU only)"
+    )
     kv_cache_gib: int = Field(1, ge=1, description="KV cache of an engine (CPU only)")
     bucket_mib: int = Field(256, ge=1, description="weights travel in buckets of about this size")
     max_logprob_difference: float | None = Field(

@@ -34,15 +34,18 @@ class RolloutPool:
         log_dir.mkdir(parents=True, exist_ok=True)
         self._names = tensor_names
         self._engines = [_EngineProcess(i, config, log_dir) for i in range(config.rollout.engines)]
-        for engine in self._engines:
-            engine.send("start", engine_options(config))
+        self._waves = start_waves(config)
+        self._start(self._waves[0])
         self._bucket = Bucket(config.rollout.bucket_mib * 2**20)
         self._ready = False
 
     def wait_ready(self) -> None:
         """Block until every engine is up."""
         if not self._ready:
-            self._receive_all()
+            for wave in self._waves:
+                if wave is not self._waves[0]:
+                    self._start(wave)
+                self._receive_all(engines=wave)
             self._call("init_weights", self._names)
             self._ready = True
 
@@ -81,6 +84,10 @@ class RolloutPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _start(self, engines: list[int]) -> None:
+        for i in engines:
+            self._engines[i].send("start", engine_options(self.config))
+
     def _send_bucket(self, last: bool) -> None:
         self._call("update_bucket", self._bucket.message(last))
         self._bucket.clear()
@@ -90,9 +97,12 @@ class RolloutPool:
             engine.send(command, argument)
         self._receive_all()
 
-    def _receive_all(self, on_progress: Callable[[int], None] | None = None) -> list[Any]:
-        """Every engine's reply. Waits for all of them, so that an error on one leaves no reply of another behind."""
-        pending = {engine.connection: i for i, engine in enumerate(self._engines)}
+    def _receive_all(
+        self, on_progress: Callable[[int], None] | None = None, engines: Iterable[int] | None = None
+    ) -> list[Any]:
+        """The reply of every engine, or of these. Waits for all of them, so that an error on one leaves no reply of another behind."""
+        waited_for = range(len(self._engines)) if engines is None else engines
+        pending = {self._engines[i].connection: i for i in waited_for}
         replies: list[Any] = [None] * len(self._engines)
         done = [0] * len(self._engines)
         errors: list[str] = []
@@ -172,9 +182,7 @@ def engine_environment(config: Config, index: int) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
     if torch.cuda.is_available():
-        size = config.rollout.tensor_parallel_size
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+        size, gpus = config.rollout.tensor_parallel_size, _gpus()
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[(index * size + i) % len(gpus)] for i in range(size))
     else:
         # One thread an engine, on whichever core is free: more only helps models far larger than a CPU should serve.
@@ -184,6 +192,21 @@ def engine_environment(config: Config, index: int) -> dict[str, str]:
             "VLLM_CPU_KVCACHE_SPACE": str(config.rollout.kv_cache_gib),
         }
     return environment
+
+
+def start_waves(config: Config) -> list[list[int]]:
+    """The engines in the order of their start, those of a wave side by side.
+
+    vLLM measures what is free of a GPU when it starts, so no two that share one are in a wave. On a CPU all are.
+    """
+    count = config.rollout.engines
+    size = max(1, len(_gpus()) // config.rollout.tensor_parallel_size) if torch.cuda.is_available() else count
+    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+
+
+def _gpus() -> list[str]:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
 
 
 def engine_options(config: Config) -> dict[str, Any]:
@@ -203,7 +226,7 @@ def engine_options(config: Config) -> dict[str, Any]:
         "logprobs_mode": "processed_logprobs",
         "weight_transfer_config": {"backend": BACKEND},
         "worker_extension_cls": WORKER_EXTENSION,
-        "enforce_eager": not on_gpu,
+        "enforce_eager": config.rollout.enforce_eager or not on_gpu,
         "disable_log_stats": True,
     }
     if on_gpu:

@@ -26,6 +26,13 @@ class RolloutSource:
             self.train_prompts, self.eval_prompts = _load_prompts(config, tokenizer, log)
             self.sampler = Sampler(config, tokenizer, tensor_names, log)
 
+    def claim_memory(self) -> None:
+        """On a GPU, return when the engines have measured it and taken their share: the learner's comes after."""
+        if self.mesh.device.type == "cuda":
+            if self.sampler:
+                self.sampler.pool.wait_ready()
+            self.mesh.barrier()
+
     def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Give the engines the learner's weights; their samples carry `version` from now on."""
         if self.sampler:

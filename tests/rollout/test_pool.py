@@ -1,0 +1,49 @@
+"""Where engines run and in which order they start, on GPUs that this machine need not have."""
+
+import pytest
+import torch
+
+from megarl.config import parse_config
+from megarl.rollout.pool import engine_environment, engine_options, start_waves
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """gpus(n): this machine has n GPUs from here on."""
+
+    def pretend(count):
+        monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+
+    return pretend
+
+
+def config_of(**rollout):
+    data = {"train": "arithmetic"}
+    return parse_config({"model": {"path": "model"}, "data": data, "learner": {}, "rollout": rollout})
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+@pytest.mark.parametrize("engines", [1, 2, 5, 8, 9])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_engines_that_share_a_gpu_start_one_after_another(gpus, count, engines, size):
+    gpus(count)
+    config = config_of(engines=engines, tensor_parallel_size=min(size, count))
+    waves = start_waves(config)
+    assert [i for wave in waves for i in wave] == list(range(engines))
+    for wave in waves:
+        used = [gpu for i in wave for gpu in engine_environment(config, i)["CUDA_VISIBLE_DEVICES"].split(",")]
+        assert len(set(used)) == len(used)
+    assert len(waves) == -(-engines // max(1, count // min(size, count)))
+
+
+def test_engines_on_a_cpu_start_together(gpus):
+    gpus(0)
+    assert start_waves(config_of(engines=3)) == [[0, 1, 2]]
+
+
+def test_cuda_graphs_are_on_where_there_is_a_gpu_unless_the_config_says_no(gpus):
+    for count, eager, expected in ((1, False, False), (1, True, True), (0, False, True), (0, True, True)):
+        gpus(count)
+        assert engine_options(config_of(enforce_eager=eager))["enforce_eager"] is expected
