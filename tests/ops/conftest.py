@@ -1,6 +1,10 @@
-"""Both implementations of the ops, with tiles and blocks so small that every case needs several."""
+"""Both implementations of the ops, with tiles and blocks so small that every case needs several.
+
+Where there is a GPU, tensors are made there and the kernels are compiled; elsewhere they are interpreted.
+"""
 
 import pytest
+import torch
 from difficulties import implementations
 
 from megarl.ops import linear, logprob, tuning
@@ -13,6 +17,20 @@ def ops(request, monkeypatch):
     for module in (linear, logprob):
         monkeypatch.setattr(module, "implementation", lambda tensor: chosen)
     return chosen
+
+
+@pytest.fixture(autouse=True)
+def device():
+    """Where the tensors of a test are made."""
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu") as chosen:
+        yield chosen
+
+
+@pytest.fixture
+def on_cpu(device):
+    """For what is about the CPU's tiles or memory, or needs float64, which the kernels don't take."""
+    with torch.device("cpu"):
+        yield
 
 
 @pytest.fixture(autouse=True)

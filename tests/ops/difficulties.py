@@ -28,9 +28,14 @@ def implementations():
     return {"torch": reference, "triton": kernels}
 
 
+def seeded(seed):
+    """Random numbers for tensors on the device that is the default."""
+    return torch.Generator(torch.get_default_device()).manual_seed(seed)
+
+
 def make_logits(case):
     """(logits f32[ROWS, COLUMNS], targets, arguments) of a named difficulty."""
-    generator = torch.Generator().manual_seed(7)
+    generator = seeded(7)
     logits = torch.randn(ROWS, COLUMNS, generator=generator) * 3
     targets = torch.randint(0, 45, (ROWS,), generator=generator)
     arguments = {}
@@ -83,7 +88,7 @@ def reference(logits, targets, vocab_size=COLUMNS, temperature=1.0, keep=None):
 
 def upstream(rows=ROWS):
     """Gradients arriving at the log-probs and at the entropies."""
-    generator = torch.Generator().manual_seed(8)
+    generator = seeded(8)
     return torch.randn(2, rows, generator=generator).unbind()
 
 

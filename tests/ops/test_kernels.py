@@ -4,7 +4,7 @@ import inspect
 
 import pytest
 import torch
-from difficulties import implementations, reference
+from difficulties import implementations, reference, seeded
 
 from megarl.ops import tuning
 from megarl.ops.linear import linear_logprob
@@ -12,7 +12,7 @@ from megarl.ops.logprob import logprob_and_entropy
 
 
 def logits_of(rows, columns, seed=0):
-    generator = torch.Generator().manual_seed(seed)
+    generator = seeded(seed)
     return torch.randn(rows, columns, generator=generator), torch.randint(0, columns, (rows,), generator=generator)
 
 
@@ -69,7 +69,7 @@ def test_no_kernel_is_tuned_by_running_it():
 
 def test_in_place_and_out_of_place_gradients_are_the_same_bits(ops):
     logits, targets = logits_of(6, 40)
-    m, log_s, entropy, by_logprob, by_entropy = torch.randn(5, 6, generator=torch.Generator().manual_seed(1))
+    m, log_s, entropy, by_logprob, by_entropy = torch.randn(5, 6, generator=seeded(1))
     arguments = (targets, None, m, log_s, entropy, by_logprob, by_entropy, 0, 37, 0.7)
     apart = ops.logit_grad(logits, *arguments, torch.full_like(logits, torch.nan))
     again = ops.logit_grad(logits, *arguments, torch.full_like(logits, torch.nan))

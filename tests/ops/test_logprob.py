@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.distributed as dist
-from difficulties import CASES, COLUMNS, ROWS, gradient, make_logits, reference, upstream
+from difficulties import CASES, COLUMNS, ROWS, gradient, make_logits, reference, seeded, upstream
 
 from megarl.ops.linear import linear_logprob
 from megarl.ops.logprob import logprob_and_entropy
@@ -35,8 +35,8 @@ def test_gradients_match_float64(ops, case, of):
         assert (actual[~arguments["keep"]] == 0).all()
 
 
-def test_gradients_pass_torchs_own_check():
-    generator = torch.Generator().manual_seed(1)
+def test_gradients_pass_torchs_own_check(on_cpu):
+    generator = seeded(1)
     logits = torch.randn(3, 7, generator=generator, dtype=torch.float64).requires_grad_()
     targets = torch.tensor([0, 4, 2])
     assert torch.autograd.gradcheck(lambda x: logprob_and_entropy(x, targets, vocab_size=5, temperature=0.8), logits)
@@ -73,7 +73,7 @@ def test_logits_and_gradients_may_lie_in_memory_as_they_like(ops):
 
 
 def test_log_probs_are_never_positive_and_entropies_never_negative(ops):
-    generator = torch.Generator().manual_seed(2)
+    generator = seeded(2)
     rows = 2000 if ops.__name__.endswith("reference") else 60
     for scale in (0.0, 1e-3, 1.0, 30.0, 1e4):
         logits = torch.randn(rows, 32, generator=generator) * scale + scale
@@ -105,7 +105,7 @@ def test_temperature_divides_the_logits(ops):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_shape_and_type_of_the_logits_are_kept_by_the_gradient(ops, dtype):
-    generator = torch.Generator().manual_seed(3)
+    generator = seeded(3)
     logits = torch.randn(2, 5, 12, generator=generator).to(dtype).requires_grad_()
     targets = torch.randint(0, 12, (2, 5), generator=generator)
     logprob, entropy = logprob_and_entropy(logits, targets)
@@ -127,7 +127,7 @@ def test_shape_and_type_of_the_logits_are_kept_by_the_gradient(ops, dtype):
 def test_the_order_of_the_rows_changes_no_bit(ops):
     logits, targets, arguments = make_logits("each row shifted")
     whole = logprob_and_entropy(logits, targets, **arguments)
-    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(4))
+    order = torch.randperm(ROWS, generator=seeded(4))
     for size in (1, 5, ROWS):
         parts = [logprob_and_entropy(logits[rows], targets[rows], **arguments) for rows in order.split(size)]
         for value, pieces in zip(whole, zip(*parts, strict=True), strict=True):
@@ -217,7 +217,7 @@ def check_logits(case, rank, size, group):
 
 
 def check_hidden(vocab_size, rank, size, group):
-    generator = torch.Generator().manual_seed(5)
+    generator = seeded(5)
     hidden, weight = torch.randn(ROWS, 16, generator=generator), torch.randn(56, 16, generator=generator)
     targets = torch.randint(0, vocab_size, (ROWS,), generator=generator)
     mine = slice(rank * 56 // size, (rank + 1) * 56 // size)
