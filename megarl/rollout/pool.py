@@ -100,7 +100,7 @@ class RolloutPool:
     def _receive_all(
         self, on_progress: Callable[[int], None] | None = None, engines: Iterable[int] | None = None
     ) -> list[Any]:
-        """The reply of every engine, or of these. Waits for all of them, so that an error on one leaves no reply of another behind."""
+        """The reply of every engine, or of these. Waits for all, so that an error on one leaves no reply of another."""
         waited_for = range(len(self._engines)) if engines is None else engines
         pending = {self._engines[i].connection: i for i in waited_for}
         replies: list[Any] = [None] * len(self._engines)

@@ -33,7 +33,11 @@ def main() -> None:
     store.load(store.save(3, original.trainables, model, {}), restored.trainables)
     losses = [[learn(learner, step) for step in range(2)] for learner in (original, restored)]
     weights = [
-        {f"{kind} {name}": param for kind, part in x.trainables.items() for name, param in part.module.named_parameters()}
+        {
+            f"{kind} {name}": param
+            for kind, part in x.trainables.items()
+            for name, param in part.module.named_parameters()
+        }
         for x in (original, restored)
     ]
     part = original.policy.optimizer.chained_optimizers[0]

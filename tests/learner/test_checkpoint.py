@@ -40,7 +40,9 @@ class FusedAdam(torch.optim.Optimizer):
                 state = self.state[param]
                 for (name, moment), beta in zip(state.items(), group["betas"], strict=True):
                     moment.lerp_(param.grad if name == "exp_avg" else param.grad**2, 1 - beta)
-                mean, square = (x / (1 - b ** group["step"]) for x, b in zip(state.values(), group["betas"], strict=True))
+                mean, square = (
+                    x / (1 - b ** group["step"]) for x, b in zip(state.values(), group["betas"], strict=True)
+                )
                 param.add_(mean / (square.sqrt() + group["eps"]), alpha=-group["lr"])
 
 
