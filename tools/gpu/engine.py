@@ -1,0 +1,100 @@
+"""vLLM beside the learner on one device: their log-probs before and after an update, and where a weight update's time
+goes."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gpu.models import GPU, make_config, make_learner, random_model
+from gpu.report import Report
+from megarl.config import Config
+from megarl.data.batch import build_demonstration_batch
+from megarl.learner.agreement import LIMITS
+from megarl.models.family import architecture, read_hf_config
+from megarl.models.weights import hf_names
+from megarl.rollout.messages import Request, Sampling
+from megarl.rollout.pool import RolloutPool
+
+PHASES = {"start_update": "prepare", "update_bucket": "load", "finish_update": "finish"}
+
+
+class TimedPool(RolloutPool):
+    """Adds up the seconds of a weight update by what they are spent on."""
+
+    def __init__(self, config: Config, *arguments: Any) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+        super().__init__(config, *arguments)
+
+    def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        self.seconds.clear()
+        began = time.monotonic()
+        super().update_weights(self._timed(tensors), version)
+        self.seconds["pack"] = time.monotonic() - began - sum(self.seconds.values())
+
+    def _timed(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+        iterator = iter(tensors)
+        while True:
+            began = time.monotonic()
+            item = next(iterator, None)
+            self.seconds["gather"] += time.monotonic() - began
+            if item is None:
+                return
+            yield item
+
+    def _call(self, command: str, argument: Any) -> None:
+        began = time.monotonic()
+        super()._call(command, argument)
+        self.seconds[PHASES.get(command, command)] += time.monotonic() - began
+
+
+def run(report: Report) -> None:
+    precision = "bf16" if GPU else "fp32"
+    size, count, prompt, response = ("0.5B", 256, 64, 256) if GPU else ("toy", 8, 12, 8)
+    rollout = {"max_response_tokens": response, "bucket_mib": 256 if GPU else 1, "enforce_eager": True}
+    options = {"rollout": rollout, "optim": {"lr": 1e-4 if GPU else 1e-2}}
+    config = make_config(random_model(size, report.folder), precision, prompt, response, **options)
+    names = sorted(hf_names(architecture(read_hf_config(config.model.path))))
+    began = time.monotonic()
+    with TimedPool(config, report.folder / "engine", names) as pool:
+        pool.wait_ready()
+        report.number("engine ready", time.monotonic() - began, "s")
+        learner = make_learner(config)
+        seen: list[Tensor] = []
+        for version, when in enumerate(("before an update", "after an update")):
+            pool.update_weights(learner.hf_weights(), version)
+            for phase, seconds in pool.seconds.items():
+                report.number(f"weights {when}: {phase}", seconds, "s")
+            report.number(f"weights {when}: in all", sum(pool.seconds.values()), "s")
+            batch, by_engine, rate = _sample(pool, learner.arch.vocab_size, count, prompt, response)
+            by_learner = learner.score(batch)[0][batch.mask > 0]
+            report.number(f"generation {when}", rate, "tokens/s")
+            difference = (by_learner - by_engine).abs()
+            report.at_most(f"engine against learner, mean, {when}", float(difference.mean()), LIMITS[precision], "nats")
+            report.number(f"engine against learner, largest, {when}", float(difference.max()), "nats")
+            seen.append(by_learner)
+            if version == 0:
+                learner.update(batch, 0)
+                moved = float((learner.score(batch)[0][batch.mask > 0] - by_learner).abs().mean())
+                # Else agreement after the update would prove nothing.
+                report.holds(
+                    "the update moves log-probs beyond the limit", moved > 2 * LIMITS[precision], f"{moved:.2g} nats"
+                )
+
+
+def _sample(pool: RolloutPool, vocabulary: int, count: int, prompt: int, response: int) -> tuple[Any, Tensor, float]:
+    """(batch of prompts and responses, the engine's log-probs of the responses, tokens a second)."""
+    generator = np.random.default_rng(0)
+    requests = [Request(generator.integers(2, vocabulary, prompt).tolist(), seed=i) for i in range(count)]
+    began = time.monotonic()
+    answers = pool.generate(requests, Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=response))
+    took = time.monotonic() - began
+    pairs = [(np.array(r.prompt_ids), a.token_ids) for r, a in zip(requests, answers, strict=True)]
+    logprobs = torch.from_numpy(np.concatenate([answer.logprobs for answer in answers]))
+    return build_demonstration_batch(pairs), logprobs, len(logprobs) / took

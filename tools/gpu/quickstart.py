@@ -1,0 +1,54 @@
+"""The quick start on one device, in float32 and in bfloat16: it runs, the engine agrees with the learner, it learns."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from gpu.report import Report
+from megarl.learner.agreement import LIMITS
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs/quickstart.yaml"
+STEPS = 30
+TOY = (
+    "run.steps=2",
+    "data.eval=null",
+    "run.export=false",
+    "schedule.prompts_per_step=8",
+    "schedule.samples_per_prompt=4",
+)
+
+
+def run(report: Report) -> None:
+    for precision in ("bf16",) if report.dry_run else ("fp32", "bf16"):
+        with report.attempt(precision):
+            rows = _train(report, precision)
+            report.holds(f"{precision}: it ran to its end", rows[-1]["step"] == (2 if report.dry_run else STEPS))
+            steps = [row for row in rows if "time/step" in row]
+            mismatch = max(row["mismatch/mean"] for row in steps if "mismatch/mean" in row)
+            report.at_most(f"{precision}: engine against learner", mismatch, LIMITS[precision], "nats")
+            late = steps[3:] or steps
+            for name in (key for key in late[-1] if key.startswith("time/")):
+                report.number(f"{precision}: {name}", median(row[name] for row in late if name in row), "s")
+            if not report.dry_run:
+                before, after = (
+                    next(row[key] for key in row if key.startswith("eval/avg")) for row in (rows[0], rows[-1])
+                )
+                report.holds(f"{precision}: it learns", after > before + 0.05, f"{before:.3f} -> {after:.3f}")
+
+
+def _train(report: Report, precision: str) -> list[dict[str, Any]]:
+    """The run's metrics."""
+    folder = report.folder / f"quickstart_{precision}"
+    shutil.rmtree(folder, ignore_errors=True)
+    one = ("learner.world_size=1", "learner.tensor_model_parallel_size=1", "rollout.enforce_eager=true")
+    size = TOY if report.dry_run else (f"run.steps={STEPS}",)
+    command = [sys.executable, "-m", "megarl.cli", "train", str(CONFIG), *one, *size]
+    command += [f"run.dir={folder}", f"model.precision={precision}"]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
