@@ -45,7 +45,7 @@ def test_every_part_runs_on_a_cpu_and_holds_its_bars(tmp_path):
         assert name in results
     skipped = {name for name, result in results.items() if "skipped" in result}
     assert {name for name in skipped if not name.startswith("kernels: ")} == {"te: attention", "fp8: fp8"}
-    assert 0 < results["learner: bf16 packed: gradient, median of 4 recipes"]["value"]  # bars that something could miss
+    assert results["learner: bf16 packed: gradient, median of 4 recipes"]["value"] > 0  # bars that something could miss
     assert "this says nothing about a GPU" in (tmp_path / "gpu_check.md").read_text()
 
 

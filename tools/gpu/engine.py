@@ -58,7 +58,7 @@ def run(report: Report) -> None:
     precision = "bf16" if GPU else "fp32"
     size, count, prompt, response = ("0.5B", 256, 64, 256) if GPU else ("toy", 8, 12, 8)
     rollout = {"max_response_tokens": response, "bucket_mib": 256 if GPU else 1, "enforce_eager": True}
-    options = {"rollout": rollout, "optim": {"lr": 1e-4 if GPU else 1e-2}}
+    options = {"rollout": rollout, "optim": {"lr": 1e-3 if GPU else 1e-2}}
     config = make_config(random_model(size, report.folder), precision, prompt, response, **options)
     names = sorted(hf_names(architecture(read_hf_config(config.model.path))))
     began = time.monotonic()
@@ -66,7 +66,6 @@ def run(report: Report) -> None:
         pool.wait_ready()
         report.number("engine ready", time.monotonic() - began, "s")
         learner = make_learner(config)
-        seen: list[Tensor] = []
         for version, when in enumerate(("before an update", "after an update")):
             pool.update_weights(learner.hf_weights(), version)
             for phase, seconds in pool.seconds.items():
@@ -78,13 +77,12 @@ def run(report: Report) -> None:
             difference = (by_learner - by_engine).abs()
             report.at_most(f"engine against learner, mean, {when}", float(difference.mean()), LIMITS[precision], "nats")
             report.number(f"engine against learner, largest, {when}", float(difference.max()), "nats")
-            seen.append(by_learner)
             if version == 0:
                 learner.update(batch, 0)
                 moved = float((learner.score(batch)[0][batch.mask > 0] - by_learner).abs().mean())
                 # Else agreement after the update would prove nothing.
                 report.holds(
-                    "the update moves log-probs beyond the limit", moved > 2 * LIMITS[precision], f"{moved:.2g} nats"
+                    "the update moves what they agree on", moved > 5 * float(difference.mean()), f"{moved:.2g} nats"
                 )
 
 
