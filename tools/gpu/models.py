@@ -50,7 +50,7 @@ def random_model(size: str, folder: Path) -> Path:
 
     def tensor(name: str) -> torch.Tensor:
         noise = torch.randn(hf_shape(name, arch), generator=generator, device=device)
-        scale = 0.02 if arch.hidden_size > 256 else 0.1
+        scale = 0.02 if arch.hidden_size > 256 else 0.05
         return (1 + 0.1 * noise if "norm" in name else scale * noise).bfloat16().cpu()
 
     tensors = {name: tensor(name) for name in sorted(hf_names(arch))}

@@ -49,7 +49,7 @@ def measure(report: Report, size: str, precision: str, seconds: float, multiple:
         report.number(f"{what}: MFU", 100 * _flops(learner.arch, batch) / update / PEAK[precision], "%")
         report.number(f"{what}: first update", first, "s")
         for name, values in taken.items():
-            report.number(f"{what}: {name}", median(values), "s")
+            report.number(f"{what}: seconds of {name}", median(values), "s")
         if GPU:
             report.number(f"{what}: peak memory", torch.cuda.max_memory_allocated() / 2**30, "GiB")
     learner = None
