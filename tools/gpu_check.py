@@ -142,12 +142,13 @@ def table(document: dict[str, Any]) -> str:
     head = ", ".join(f"{key} {value}" for key, value in {**document["machine"], **document["versions"]}.items())
     if document["dry_run"]:
         head = f"A dry run on a CPU: this says nothing about a GPU.\n\n{head}"
-    lines = ["# GPU check", "", head, "", "| part | status | seconds | bars held | results |", "|" + " --- |" * 5]
+    lines = ["# GPU check", "", head, "", "| part | status | seconds | bars held |", "|" + " --- |" * 4]
+    details: list[str] = []
     for name, part in document["parts"].items():
         bars = [result["holds"] for result in part["results"] if result["holds"] is not None]
-        shown = "; ".join(shown_as(result) for result in part["results"])
-        lines.append(f"| {name} | {part['status']} | {part['seconds']:g} | {sum(bars)} of {len(bars)} | {shown} |")
-    return "\n".join(lines)
+        lines.append(f"| {name} | {part['status']} | {part['seconds']:g} | {sum(bars)} of {len(bars)} |")
+        details += ["", f"**{name}**", "", *(f"- {shown_as(result)}" for result in part["results"])]
+    return "\n".join([*lines, *details])
 
 
 def about(dry_run: bool) -> dict[str, Any]:

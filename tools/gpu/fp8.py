@@ -15,14 +15,14 @@ from megarl.types import UserError
 def run(report: Report) -> None:
     try:
         check_precision("fp8")
-        precision, limits = "fp8", (0.35, 0.3)
+        precision, limits = "fp8", (0.35, 0.4)
         with report.attempt("product"):
             _product(report)
     except UserError as refusal:
         report.skipped("fp8", str(refusal))
         if not report.dry_run:
             return
-        precision, limits = "bf16", (0.05, 0.1)
+        precision, limits = "bf16", (0.05, 0.2)
     multiple = token_multiple("fp8")
     compare(report, precision, limits, multiple)
     for size in ("0.5B", "1.5B") if GPU else ("toy",):

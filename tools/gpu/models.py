@@ -97,7 +97,7 @@ def make_batch(lengths: list[int], prompt: int, vocabulary: int, group: int = 4)
         tokens=torch.randint(2, vocabulary, (total,), generator=generator),
         cu_seqlens=cu_seqlens,
         mask=(position >= prompt).float(),
-        advantages=torch.repeat_interleave(1 + torch.randn(len(sizes), generator=generator), sizes),
+        advantages=torch.repeat_interleave(torch.randn(len(sizes), generator=generator), sizes),
         prompt_index=torch.arange(len(sizes)) // group,
         rollout_logprobs=torch.zeros(total),
     )
