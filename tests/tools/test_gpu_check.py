@@ -10,6 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.processes
 PARTS = ["kernels", "learner", "te", "fp8", "engine", "quickstart"]
 
 
