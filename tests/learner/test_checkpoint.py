@@ -15,6 +15,7 @@ from megarl.learner.mesh import Mesh
 from megarl.models.family import read_hf_config
 from megarl.types import UserError
 
+pytestmark = pytest.mark.processes  # Megatron's checkpoint writer forks
 RECIPE = RECIPES["reinforce"]
 LAYOUT = (1, 1, 2000, True, "none")
 
@@ -143,7 +144,6 @@ def test_a_checkpoint_that_the_system_refuses_is_named_and_leaves_the_previous_o
     assert store.save(2, learner.trainables, qwen2, {}) == store.latest()
 
 
-@pytest.mark.processes
 def test_one_data_parallel_rank_gathers_the_optimizer_and_all_take_the_same_next_step(qwen2, tmp_path, run_ranks):
     run_ranks(Path(__file__).parent / "checkpoint_ranks.py", 2, tmp_path / "out.pt", qwen2, tmp_path / "checkpoints")
     results = torch.load(tmp_path / "out.pt", weights_only=False)
