@@ -31,7 +31,7 @@ def test_every_part_runs_on_a_cpu_and_holds_its_bars(tmp_path):
     results = {f"{part}: {r['name']}": r for part, of in document["parts"].items() for r in of["results"]}
     for name, result in results.items():
         assert result["holds"] is not False, name
-        assert result["limit"] is None or result["value"] <= result["limit"], name
+        assert result.get("limit") is None or result["value"] <= result["limit"], name
     # What each part is for was measured, and only what truly needs the card was not.
     for name in (
         "kernels: linear_logprob V=1000 bfloat16: gradient by weight",
