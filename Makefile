@@ -43,7 +43,7 @@ quickstart: env
 	@$(VENV)/bin/megarl train configs/quickstart.yaml run.dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
 test-fast: env
-	@$(VENV)/bin/python -m pytest -m "not processes and not full" $(ARGS)
+	@$(VENV)/bin/python -m pytest -m "not processes and not slow and not full" $(ARGS)
 
 test: env
 	@$(VENV)/bin/python -m pytest -m "not full" $(ARGS)

@@ -1,6 +1,7 @@
 """Rank program: gradients of recipes under layouts of this many ranks, as Hugging Face tensors.
 
-torchrun --nproc-per-node N layout_ranks.py OUT CASES MODEL [MODEL ...]; CASES is a JSON list of [model, layout, recipe]
+torchrun --nproc-per-node N layout_ranks.py OUT CASES MODEL [MODEL ...]; CASES is a JSON list of [model, layout, recipe],
+recipe null for what is not a recipe's: an update, and a step without samples
 """
 
 import json
@@ -225,18 +226,24 @@ def main() -> None:
             if layout[:2] != sizes:
                 continue
             for model in models:
-                chosen = [recipe for recipe in TESTED.values() if (Path(model).name, name, recipe.name) in asked]
-                if chosen:
+                family = Path(model).name
+                chosen = [recipe for recipe in TESTED.values() if (family, name, recipe.name) in asked]
+                others = (family, name, None) in asked
+                if chosen or others:
                     mesh = mesh or Mesh(config_for(model, layout).learner)
-                    results |= run_layout(model, name, layout, chosen, mesh)
+                if chosen:
+                    results |= run_recipes(model, name, layout, chosen, mesh)
+                if others:
+                    results[family, name, "empty"] = run_empty(model, layout, mesh)
+                    results[family, name, "update"] = run_update(model, RECIPES["reinforce"], layout, mesh)
         if mesh:
             mesh.close(last=False)
     if int(os.environ["RANK"]) == 0:
         torch.save(results, out)
 
 
-def run_layout(model: str, name: str, layout, recipes: list[Recipe], mesh: Mesh) -> dict:  # noqa: ANN001
-    """(model, layout, recipe or other check) -> its result."""
+def run_recipes(model: str, name: str, layout, recipes: list[Recipe], mesh: Mesh) -> dict:  # noqa: ANN001
+    """(model, layout, recipe) -> its result."""
     learner = make_learner(model, layout, mesh)
     critic, family = learner.critic, Path(model).name
     results, computed = {}, {}
@@ -246,8 +253,6 @@ def run_layout(model: str, name: str, layout, recipes: list[Recipe], mesh: Mesh)
         if key not in computed:
             computed[key] = run_recipe(learner, recipe, critic)
         results[family, name, recipe.name] = computed[key]
-    results[family, name, "empty"] = run_empty(model, layout, mesh)
-    results[family, name, "update"] = run_update(model, RECIPES["reinforce"], layout, mesh)
     return results
 
 

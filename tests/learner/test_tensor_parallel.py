@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from layout_ranks import LAYOUTS, TESTED, config_for, run_layout
+from layout_ranks import LAYOUTS, TESTED, config_for, run_recipes
 
 from megarl.learner.mesh import Mesh
 
@@ -17,7 +17,7 @@ RECIPES = ("grpo", "ppo", "gspo", "iterative_dpo")
 def test_gradients_of_two_tensor_parallel_ranks_are_those_of_one(run_ranks, qwen2, tmp_path):
     layout = LAYOUTS[1]["reference"]
     mesh = Mesh(config_for(str(qwen2), layout).learner)
-    expected = run_layout(str(qwen2), "reference", layout, [TESTED[name] for name in RECIPES], mesh)
+    expected = run_recipes(str(qwen2), "reference", layout, [TESTED[name] for name in RECIPES], mesh)
     mesh.close(last=False)
     (tmp_path / "cases.json").write_text(json.dumps([["qwen2", "TP=2", name] for name in RECIPES]))
     run_ranks(PROGRAM, 2, tmp_path / "out.pt", tmp_path / "cases.json", qwen2)

@@ -10,6 +10,13 @@ from difficulties import implementations
 from megarl.ops import linear, logprob, tuning
 
 
+def pytest_collection_modifyitems(items):
+    """Kernels take seconds in the interpreter: test_kernels.py and a plain case of each op are the quick look."""
+    for item in items:
+        if item.path.name in ("test_linear.py", "test_logprob.py") and "triton" in item.name and "plain" not in item.name:
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(params=["torch", "triton"])
 def ops(request, monkeypatch):
     """One of the implementations, which the public ops then use too."""

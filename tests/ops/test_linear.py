@@ -107,6 +107,7 @@ def test_bfloat16_weights_lose_nothing_more_unless_the_logits_are_rounded(ops):
     assert 1e-3 < (rounded - exact).abs().max() < 0.1
 
 
+@pytest.mark.slow
 def test_sums_of_bfloat16_products_are_not_rounded_on_the_way(monkeypatch):
     """What is left is the rounding of the logits' gradient before the products: under twice that of the result."""
     monkeypatch.undo()  # the tiles of the CPU
@@ -149,6 +150,7 @@ def test_bfloat16_gradients_are_as_good_as_their_type(ops):
     assert (weight.main_grad - expected).norm() / expected.norm() < 0.01
 
 
+@pytest.mark.slow
 def test_logits_in_registers_have_the_statistics_of_those_in_memory():
     ops = implementations()["triton"]
     for dtype in (torch.float32, torch.bfloat16):
@@ -172,6 +174,7 @@ def peak_bytes(function) -> int:
     return peak
 
 
+@pytest.mark.slow
 def test_the_logits_are_never_in_memory(on_cpu, monkeypatch, capsys):
     monkeypatch.undo()  # the tiles of the CPU
     rows, vocabulary, width = 2048, 32000, 512

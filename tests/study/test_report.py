@@ -10,6 +10,8 @@ from megarl.study.config import load_study
 from megarl.study.report import write_report
 from megarl.study.results import read_results
 
+pytestmark = pytest.mark.slow
+
 SKILLS = {"raft": 0.2, "raft_pp": 0.8, "grpo": 0.5}
 
 

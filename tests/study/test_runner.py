@@ -105,6 +105,7 @@ def test_time_left_comes_from_finished_rows_and_from_the_running_one(tmp_path):
     assert rest.count(study.rows[4]) == "row 5/9"
 
 
+@pytest.mark.processes
 def test_the_report_alone_needs_a_finished_row(tmp_path):
     done = study_command(write_config(tmp_path), "--report")
     assert done.returncode == 2 and "no row has finished yet" in done.stderr

@@ -268,6 +268,7 @@ def test_a_full_disk_leaves_nothing_behind_and_an_earlier_result_alone(folder, c
     assert "out.jsonl can't be written: File too large; see to it, or name another --out" in message
 
 
+@pytest.mark.processes
 def test_a_terminated_command_leaves_nothing_behind(folder):
     with (folder / "long.jsonl").open("w") as source:
         source.writelines(f'{{"question": "{i} and one", "answer": "#### {i + 1}"}}\n' for i in range(500_000))
@@ -295,6 +296,7 @@ def test_a_preset_that_cannot_be_fetched_is_refused_by_its_hub_name(monkeypatch,
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_memory_grows_with_hashes_and_not_with_rows(tmp_path):
     def measured(padding):
         rows = ({"question": f"{i} {'x' * padding}", "answer": "1", "unused": "y" * padding} for i in range(2000))
@@ -310,6 +312,7 @@ def test_memory_grows_with_hashes_and_not_with_rows(tmp_path):
     assert measured(4000) < measured(10) + 4e6  # the longer source is 16 MB larger
 
 
+@pytest.mark.processes
 def test_the_command_runs_as_the_readme_says(folder):
     command = [sys.executable, TOOL, folder / "train.jsonl", "--preset", "gsm8k", "--out", folder / "out.jsonl"]
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=120)
