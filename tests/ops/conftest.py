@@ -11,9 +11,14 @@ from megarl.ops import linear, logprob, tuning
 
 
 def pytest_collection_modifyitems(items):
-    """Kernels take seconds in the interpreter: test_kernels.py and a plain case of each op are the quick look."""
+    """Kernels take seconds in the interpreter: the quick look is test_kernels.py, and a case or two of each other."""
     for item in items:
-        if item.path.name in ("test_linear.py", "test_logprob.py") and "triton" in item.name and "plain" not in item.name:
+        quick = {
+            "test_linear.py": "triton" not in item.name,
+            "test_logprob.py": "triton" not in item.name or "slices" not in item.name and "plain" in item.name,
+            "test_epilogue.py": "k3 entropy 0.01" in item.name,
+        }
+        if not quick.get(item.path.name, True):
             item.add_marker(pytest.mark.slow)
 
 
