@@ -1,4 +1,4 @@
-"""Limits of the machine that a run would meet later: raised where that is allowed, else refused before the start."""
+"""Limits of the machine that a run would meet later: raised where that is allowed, else told before the start."""
 
 from __future__ import annotations
 
@@ -26,3 +26,10 @@ def check_shared_memory() -> None:
         raise UserError(
             f"/dev/shm can't be used ({error.strerror}); mount it writable, in a container with --shm-size=1g or more"
         ) from None
+
+
+def has_bf16_products() -> bool:
+    """Whether oneDNN multiplies bf16 matrices on this CPU; torch's own loops do it elsewhere, one number at a time."""
+    import torch
+
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from megarl.config import Config
-from megarl.faults import check_shared_memory
+from megarl.faults import check_shared_memory, has_bf16_products
 from megarl.launcher import rank_count
 from megarl.models.family import architecture, read_hf_config
 from megarl.resume import check_inputs, check_run_folder
@@ -47,10 +47,19 @@ def check_machine(config: Config) -> None:
 
 
 def check_precision(config: Config) -> None:
-    if config.model.precision == "fp8":  # the others run anywhere; this imports Megatron
+    """fp8 is refused without the hardware; bf16 runs anywhere, on a CPU without the instructions all too slowly."""
+    import torch
+
+    if config.model.precision == "fp8":  # this imports Megatron
         from megarl.learner.model import check_precision
 
         check_precision(config.model.precision)
+    if config.model.precision == "bf16" and not (torch.cuda.is_available() or has_bf16_products()):
+        print(
+            "megarl: warning: model.precision=bf16: this CPU has no bf16 products (AMX or AVX-512), which take it up "
+            "to a hundred times as long as fp32's; use fp32 here",
+            file=sys.stderr,
+        )
 
 
 def check_model(config: Config, command: str) -> None:

@@ -288,6 +288,17 @@ def test_only_the_config_is_required(command, capsys):
     assert capsys.readouterr().err.endswith("the following arguments are required: config\n")
 
 
+@pytest.mark.parametrize(
+    ("precision", "has_products", "warns"), [("bf16", False, True), ("bf16", True, False), ("fp32", False, False)]
+)
+def test_a_precision_that_this_cpu_hardly_computes_in_is_warned_of(
+    project, monkeypatch, capsys, precision, has_products, warns
+):
+    monkeypatch.setattr("megarl.preflight.has_bf16_products", lambda: has_products)
+    check_run(load_config(project / "config.yaml", [f"model.precision={precision}"]), "train", resume=False)
+    assert ("this CPU has no bf16 products" in capsys.readouterr().err) == (warns and not torch.cuda.is_available())
+
+
 def test_a_run_that_is_there_can_be_resumed(project):
     holds_a_run(project)
     config = load_config(project / "config.yaml")

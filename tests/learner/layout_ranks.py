@@ -1,6 +1,6 @@
 """Rank program: gradients of recipes under layouts of this many ranks, as Hugging Face tensors.
 
-torchrun --nproc-per-node N layout_ranks.py OUT CASES MODEL [MODEL ...]; CASES is a JSON list of [model, layout, recipe],
+torchrun --nproc-per-node N layout_ranks.py OUT CASES MODEL [MODEL ...]; CASES is JSON, [[model, layout, recipe], ...],
 recipe null for what is not a recipe's: an update, and a step without samples
 """
 
