@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from megarl.learner.mesh import Mesh
 
 GIB = 2**30
-CHILDREN = {"megarl.rollout.worker": "engines", "megarl.rewards.worker": "graders"}  # what they start is theirs
+CHILDREN = {"megarl.rollout.worker": "engines", "megarl.rewards.worker": "graders"}
 
 
 def give_back() -> None:
@@ -50,13 +50,13 @@ def memory_of_ranks(mesh: Mesh) -> Metrics:
 
 
 def _of_this_process() -> dict[str, float]:
-    """GiB of this process, at its peak, and of the engines and graders that it started."""
+    """GiB of this process, at its peak, and of the engines and graders that it started; any other child is its own."""
     process = psutil.Process()
     held = {"rank": _held(process), "engines": 0.0, "graders": 0.0}
-    for child in process.children(recursive=True):
+    for child in process.children():
         with suppress(psutil.Error):  # it may have just ended
-            kind = next((kind for module, kind in CHILDREN.items() if module in child.cmdline()), "engines")
-            held[kind] += _held(child)
+            kind = next((kind for module, kind in CHILDREN.items() if module in child.cmdline()), "rank")
+            held[kind] += sum(map(_held, [child, *child.children(recursive=True)]))
     return held | {"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GIB}
 
 
