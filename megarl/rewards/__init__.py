@@ -18,6 +18,7 @@ class Reward:
     guard: Callable[[str], str | None]  # answer -> why the slow check must not see it
     slow_verdict: Callable[[str, str], bool]  # answer, reference -> verdict
     prepare: Callable[[], object] = lambda: None  # what a worker does before its first answer; may raise Unusable
+    outweighs: Callable[[str, str], bool] = lambda *_: False  # answer, reference -> whether too slow is wrong
     whole_response: bool = False  # the answer is all of the response: not worth keeping
     accepts: tuple[tuple[str, str], ...] = ()  # response and reference, of which a run must be able to read one
 
@@ -29,6 +30,7 @@ REWARDS = {
         guards.guard,
         math.math_verify_verdict,
         math.prepare,
+        guards.outweighs,
         accepts=((r"\boxed{1}", "1"),),
     ),
     "countdown": Reward(

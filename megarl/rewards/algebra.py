@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from fractions import Fraction
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
+from megarl.rewards.identity import differ, same_value
 from megarl.rewards.relations import split_sides
 
 DECIMAL = re.compile(r"(-?[0-9]*\.?([0-9]*))(?:(?:\\times|\\cdot) ?10\^\{?(-?[0-9]{1,3})\}?)?")
@@ -20,6 +21,9 @@ _MIXED = re.compile(r"(?<![A-Za-z0-9.)}\]^_])([0-9]+) ?(\\frac\{[0-9]+\}\{[0-9]+
 _PRODUCT = re.compile(
     r"(?<=\))(?=[0-9(]|\\frac)|(?<![A-Za-z0-9_^.])(?P<factor>[0-9.]+) ?(?=\(|\\frac|\{)"
     r"|(?P<fraction>\\(?:frac|[dt]?binom)\{[^{}]*\}\{[^{}]*\}) ?(?=\(|\\frac|[0-9{])"
+)
+_FACTOR_BEHIND = re.compile(  # sin x (y+1), of which the parser takes all for the argument
+    rf"({TRIGONOMETRIC.pattern}(?:\^(?:[0-9]|\{{[0-9]\}}))?) ?(\\(?:theta|phi|alpha|beta|omega|varphi)|[a-z]) ?(?=\()"
 )
 _DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\^\\circ")
 
@@ -37,7 +41,11 @@ def equal(answer: str, reference: str) -> bool:
     for gold in wanted:
         for target in given:
             try:
-                if verify(gold, target, timeout_seconds=None, raise_on_error=True) and not _only_rounded(gold, target):
+                verdict = same_value(target, gold)
+                if verdict is None and not differ(target, gold):
+                    verdict = verify(gold, target, timeout_seconds=None, raise_on_error=True)
+                    verdict = verdict and not _only_rounded(gold, target)
+                if verdict:
                     return True
             except MemoryError:
                 raise
@@ -51,6 +59,7 @@ def forget() -> None:
     from sympy.core.cache import clear_cache
 
     clear_cache()
+    _parse.cache_clear()
 
 
 def _is_rounded_by(answer: str, decimal: str) -> bool:
@@ -90,6 +99,7 @@ def _spelling() -> Any:
     return LatexNormalizationConfig(basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last")
 
 
+@lru_cache(maxsize=512)  # a list compares each part with several
 def _parse(answer: str) -> list[Any]:
     """What the answer can mean: a sympy object, or text, or both; empty if math-verify's parser can't read it."""
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy, normalize_latex
@@ -97,7 +107,9 @@ def _parse(answer: str) -> list[Any]:
 
     if TRIGONOMETRIC.search(answer):
         answer = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", answer)
+        answer = _FACTOR_BEHIND.sub(r"(\1 \2)\\cdot ", answer)
     try:
+        answer = _with_figures(_DERIVATIVE.sub(_derivative, answer))
         named = _with_names(_PRODUCT.sub(r"\g<factor>\g<fraction>\\cdot ", _MIXED.sub(r"(\1+\2)", answer)))
         if _UNREADABLE.search(named):
             return []
@@ -111,9 +123,13 @@ def _parse(answer: str) -> list[Any]:
         return []
 
 
-# What the parser would drop: a prime or transpose of more than a name, and zeros in front, as in (1,000).
-_UNREADABLE = re.compile(r"['\"]|\\prime|(?<!matrix\})\^\{?(?:T|\\top|\\intercal|\\dagger)(?![A-Za-z])|,0[0-9]")
-_COMMAND = r"\\(?:begin|end|operatorname|mathbb|mathcal|mathfrak)\{[^{}]*\}|\\text\{[^{}]{2,}\}"
+# What the parser would drop or reorder: a prime or transpose of more than a name, zeros in front, as in (1,000), an
+# operator d/dx, and a cross product.
+_UNREADABLE = re.compile(
+    r"\\frac\{(?:d|\\partial)(?:\^[0-9])?\}|\\times ?\\(?:vec|overrightarrow|hat|variable|nabla)"
+    r"|['\"]|\\prime|(?<!matrix\})\^\{?(?:T|\\top|\\intercal|\\dagger)(?![A-Za-z])|,0[0-9]"
+)
+_COMMAND = r"\\(?:begin|end|variable|operatorname|mathbb|mathcal|mathfrak)\{[^{}]*\}|\\text\{[^{}]{2,}\}"
 _LETTER = (
     r"\\text\{(?P<roman>[A-Za-z])\}"
     r"|\\(?:(?:var)?(?:alpha|beta|gamma|delta|epsilon|zeta|eta|theta|iota|kappa|lambda|mu|nu|xi|rho|sigma|tau|upsilon"
@@ -148,13 +164,45 @@ def _name(match: re.Match[str]) -> str:
     if letter == "e" and match["transpose"]:
         return f"e^{{{_variable('T')}}}{match['behind'] or ''}{argument}"
     if not (marks or under):
-        is_small = letter.lstrip("\\")[0].islower() and not re.fullmatch(_ACCENT, letter)
+        is_small = letter != r"\gamma" and letter.lstrip("\\")[0].islower() and not re.fullmatch(_ACCENT, letter)
         if is_small or (argument and letter not in "EI") or _DIFFERENTIAL.search(before):
             return match[0]
         if letter == "T" and before.endswith((r"matrix}^", r"matrix}^{")):
             return match[0]
     name = _variable(f"{letter}{'^T' if match['transpose'] else marks}{'_' if under else ''}{under}{argument}")
     return f"{{{name}}}" if before.endswith(("^", "_")) else name
+
+
+_OF = r"(?:[A-Za-z]|\\[a-z]+|\\[A-Z][a-z]+)(?:_(?:[A-Za-z0-9]|\{[^{}]*\}))?"
+_D = r"(?:(?<![A-Za-z\\])d|\\partial|\\text\{d\}) ?"
+_DERIVATIVE = re.compile(
+    rf"\\frac\{{{_D}(?P<twice>\^2 ?)?(?P<of>{_OF})\}}\{{{_D}(?P<by>{_OF})(?:\^2)?\}}"
+    rf"|{_D}(?P<line>{_OF}) ?/ ?d(?P<along>{_OF})(?![A-Za-z])|\\(?P<dots>d?dot)\{{(?P<dotted>{_OF})\}}"
+)
+_FIGURE = re.compile(r"\\(?P<kind>(?:measured)?angle|triangle) ?(?P<points>(?:[A-Z](?:_[0-9]|_\{[0-9]\})? ?){1,4})")
+_POINT = re.compile(r"[A-Z][_0-9]*")
+_SEGMENTS = re.compile(r"(?<![A-Za-z\\])[A-Z]{2}(?![A-Za-z])")
+
+
+def _derivative(match: re.Match[str]) -> str:
+    r"""A name for a derivative, which the parser would evaluate to 0; a dot is one by t."""
+    twice = match["twice"] or match["dots"] == "ddot"
+    of, by = match["of"] or match["line"] or match["dotted"], match["by"] or match["along"] or "t"
+    return _variable(f"d{'2' if twice else ''}{of}/d{by}".replace(" ", ""))
+
+
+def _figure(match: re.Match[str]) -> str:
+    points = _POINT.findall(re.sub("[{}]", "", match["points"]))
+    return _variable(f"{match['kind'][-5:]} {' '.join(min(points, points[::-1]))}")
+
+
+def _with_figures(text: str) -> str:
+    """Angles and, where there are no other letters, lengths AB as one name each, the same for BA."""
+    text = _FIGURE.sub(_figure, text)
+    rest = re.sub(r"\\variable\{[^{}]*\}|\\[A-Za-z]+", "", text)
+    if len(_SEGMENTS.findall(rest)) > 1 and not re.search("[A-Za-z]", _SEGMENTS.sub("", rest)):
+        text = _SEGMENTS.sub(lambda match: _variable("".join(sorted(match[0]))), text)
+    return text
 
 
 def _variable(name: str) -> str:

@@ -3,6 +3,7 @@ r"""Several answers in one: `1, 2`, `x = 1 \text{ or } x = 2`, `\{1, 2\}`, `\pm 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable
 
 MAX_ANSWERS = 64  # more are compared as one
@@ -20,6 +21,9 @@ DOTS = re.compile(r"\.{2,}|…|\\(?:[lc]?dots|dots[bcmio])(?![A-Za-z])")  # and 
 _THOUSANDS_BEFORE = re.compile(r"(?:^|[^0-9.])[0-9]{1,3}(?:,[0-9]{3})*$")
 _THOUSANDS_AFTER = re.compile(r",(?:\\!\s*)?[0-9]{3}(?![0-9])")
 _WRAPPED = re.compile(r"\\(?:text|mbox|textbf|mathrm)\s*\{([^{}]*)\}")
+_SAID = re.compile(
+    r"(?<=[0-9}]) ?\\text\s*\{([^{}]*?[A-Za-z][^{}]*?),? (?:and|or) ?([^{}]*)\}(?= ?[0-9\\])"
+)  # 3 red and 5 blue
 _BRACES = re.compile(
     r"(?:(?:[A-Za-z]+|\\text\{[^{}]*\})\s*(?:\\in(?![A-Za-z])|=)\s*)?\\(?:left\s*\\)?\{(.*)\\\}", re.DOTALL
 )
@@ -34,6 +38,7 @@ def split_answers(text: str) -> list[str]:
     A comma between digits groups thousands where three digits follow it without a space, so lists are best written
     with ", ". \pm stands for two answers.
     """
+    text = _SAID.sub(r"\\text{\1} and \\text{\2}", text)
     text = DOTS.sub(r"\\ldots ", text).strip().strip("$").strip().removesuffix(".")
     if text.startswith((r"\(", r"\[")) and text.endswith((r"\)", r"\]")):
         text = text[2:-2].strip()
@@ -105,6 +110,8 @@ def match_lists(given: list[str], wanted: list[str], equal: Callable[[str, str],
         return all_of(equal(answer, wanted[0]) for answer in given)
     if len(given) != len(wanted):
         return False
+    common = Counter(given) & Counter(wanted)
+    given, wanted = list((Counter(given) - common).elements()), list((Counter(wanted) - common).elements())
     left, undecided = list(wanted), False
     for answer in given:
         verdicts = [equal(answer, reference) for reference in left]

@@ -12,8 +12,10 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from megarl.rewards.algebra import DECIMAL, TRIGONOMETRIC, equal, forget
+from megarl.rewards.library import objects, same_by_math_verify
 from megarl.rewards.lists import DOTS, all_of, match_lists, split_answers
 from megarl.rewards.normalise import MAX_CHARACTERS, normalise, spell, unit_of
+from megarl.rewards.prose import bare, phrase, same_phrase
 from megarl.rewards.relations import (
     APPROXIMATELY,
     as_intervals,
@@ -24,6 +26,7 @@ from megarl.rewards.relations import (
     names_quantity,
     split_sides,
 )
+from megarl.rewards.sets import real_set
 
 MAX_DIGITS = 100
 
@@ -46,12 +49,23 @@ _CHOICE = re.compile(
     r"\\text\{(?:\((?P<a>[A-J])\)|(?P<b>[A-J])[).:])\}(?P<behind>.+)"
     r"|(?:\((?P<c>[A-J])\)|(?P<d>[A-J])[).])(?P<plain>(?:[0-9$]|\\(?:frac|sqrt|text|pi)).*)"
 )
+_CHOICE_LABEL = re.compile(r"\([A-J]\)|(?<![A-Za-z])[A-J][.):]")
+_NAMED_CHOICE = re.compile(
+    r"(?:(?:option|choice|answer)s? ?\(?)([A-J])\)?|\(?([A-J])\)?(?:[:.)]| ?-) ?[A-Za-z][A-Za-z ,'-]*", re.IGNORECASE
+)
 _CHOICE_LETTER = re.compile(r"\(?([A-J])\)?")
 _FUNCTION = re.compile(rf"{TRIGONOMETRIC.pattern}|\\det|\(")
 _IN_BASE = re.compile(r"([0-9][0-9A-F]*)_(?:([0-9])|\{([0-9]+)\})")
 _DATE = re.compile(r"[0-9]{4}([-/])[01]?[0-9]\1[0-3]?[0-9]|[0-3]?[0-9]([-/])[0-3]?[0-9]\2[0-9]{4}")
 _TRUTH = re.compile(r"t|f|true|false|y|n|yes|no", re.IGNORECASE)
-_INEQUALITY = re.compile(r"[<>≤≥≠∪]|\\(?:le|ge|lt|gt|ne)(?:q|qslant)?(?![A-Za-z])|\\cup(?![A-Za-z])|\\in(?![A-Za-z])|∈")
+_INEQUALITY = re.compile(
+    r"[<>≤≥≠∪]|\\(?:le|ge|lt|gt|ne)(?:q|qslant)?(?![A-Za-z])|\\cup(?![A-Za-z])|\\in(?:fty)?(?![A-Za-z])|∈|setminus"
+)
+
+_NUMBERED = re.compile(r"([A-Za-z])_\{?[0-9]\}?=(.*)")
+_BRACKETED = re.compile(r"\([^()]*\)")
+_HALVES = ("am", "pm")
+_CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?")
 
 Value = Callable[[str, str], bool | None]  # normalised answer and reference -> equal; None: undecided
 
@@ -67,16 +81,33 @@ def fast_verdict(answer: str, reference: str) -> bool | None:
         return True
     if max(len(answer), len(reference)) > MAX_CHARACTERS:
         return None
-    return _compare(answer, reference, lambda *_: None)
+    verdict = _compare(answer, reference, lambda *_: None)
+    return None if verdict is False and not _is_final(answer, reference) else verdict
+
+
+def _is_final(answer: str, reference: str) -> bool:
+    """Whether our own False stands: two numbers, or what math-verify must not be asked about."""
+    are_numbers = all(_rational(normalise(side)) is not None for side in (answer, reference))
+    return are_numbers or objects(answer, reference)
 
 
 def _compare(answer: str, reference: str, value: Value) -> bool | None:
     """By what stands on both sides: intervals, points, or lists, whose parts `_single` compares."""
+    if answer.strip() == reference.strip():
+        return True
+    answer, reference = bare(answer), bare(reference)
 
     def same(left: str, right: str) -> bool | None:
         return _single(left, right, value)
 
     if _INEQUALITY.search(answer) or _INEQUALITY.search(reference):
+        given_real, wanted_real = (
+            real_set(side, lambda end: _rational(normalise(end))) for side in (answer, reference)
+        )
+        if given_real and wanted_real:
+            return (
+                "" in (given_real[0], wanted_real[0]) and given_real[1] == wanted_real[1] or given_real == wanted_real
+            )
         given_set, wanted_set = as_intervals(answer), as_intervals(reference)
         if given_set and wanted_set:
             if given_set[0] and wanted_set[0] and given_set[0] != wanted_set[0]:
@@ -92,10 +123,18 @@ def _compare(answer: str, reference: str, value: Value) -> bool | None:
         return len(ordered[0]) == len(ordered[1]) and all_of(map(same, *ordered))
     if _is_sequence(given) and _is_sequence(wanted):
         return len(given) == len(wanted) and all_of(map(same, given, wanted))
-    verdict = match_lists(given, wanted, same)
+    verdict = match_lists(_unnumbered(given), _unnumbered(wanted), same)
     if verdict is False and len(given) != len(wanted) and _INEQUALITY.search(answer + reference):
         return value(answer, reference)  # two inequalities may be one interval
     return verdict
+
+
+def _unnumbered(parts: list[str]) -> list[str]:
+    """x_1 = 1, x_2 = 2 as x = 1, x = 2: numbered solutions of one unknown."""
+    numbered = [_NUMBERED.fullmatch(spell(part)) for part in parts]
+    if len(parts) > 1 and all(numbered) and len({match[1] for match in numbered if match}) == 1:
+        return [f"{match[1]}={match[2]}" for match in numbered if match]
+    return parts
 
 
 def _is_sequence(parts: list[str]) -> bool:
@@ -117,6 +156,9 @@ def _single(answer: str, reference: str, value: Value) -> bool | None:
     given, wanted = split_sides(answer), split_sides(reference)
     if len(given) > 1 or len(wanted) > 1:
         return _same_equations(given, wanted, value, bool(APPROXIMATELY.search(answer + reference)))
+    letters = [_only_letter(side) for side in (answer, reference)]
+    if all(letters):
+        return letters[0] == letters[1]
     given_choice, wanted_choice = _choice(answer), _choice(reference)
     if given_choice and wanted_choice:
         return given_choice[0] == wanted_choice[0] and _plain(given_choice[1], wanted_choice[1], value)
@@ -129,11 +171,21 @@ def _single(answer: str, reference: str, value: Value) -> bool | None:
     return _plain(answer, reference, value)
 
 
+def _only_letter(text: str) -> str | None:
+    """The letter of `B`, `(B)`, `Option B`, `B: none of these`."""
+    text = re.sub(r"\\text\{([^{}]*)\}", r"\1", spell(text)).strip()
+    named = _NAMED_CHOICE.fullmatch(text)
+    letter = _CHOICE_LETTER.fullmatch(text)
+    return letter[1] if letter else (named[1] or named[2]) if named else None
+
+
 def _choice(text: str) -> tuple[str, str] | None:
     r"""Letter and content of `\textbf{(B) } 5`, `(B) 5` or `B. 5`."""
     choice = _CHOICE.fullmatch(spell(text))
     if choice is None:
         return None
+    if _CHOICE_LABEL.search((choice["behind"] or choice["plain"])[1:]):
+        return None  # the options, not a choice
     letter = choice["a"] or choice["b"] or choice["c"] or choice["d"]
     return letter, choice["behind"] or choice["plain"]
 
@@ -203,6 +255,19 @@ def _plain(answer: str, reference: str, value: Value) -> bool | None:
     answer_unit, reference_unit = unit_of(answer, unit_of(reference)), unit_of(reference, unit_of(answer))
     if answer_unit and reference_unit and answer_unit != reference_unit:
         return False
+    if answer_unit in _HALVES or reference_unit in _HALVES or (answer_unit == reference_unit == ""):
+        times = [_CLOCK.fullmatch(normalise(side)) for side in (answer, reference)]
+        if all(times) and (answer_unit or reference_unit):
+            return len({(int(time[1]), int(time[2] or 0)) for time in times if time}) == 1
+    said, wanted_said = _phrase(answer), _phrase(reference)
+    if (said or wanted_said) and not (_TEXT_ONLY.fullmatch(answer) and not said):
+        spoken, wanted_spoken = phrase(answer), phrase(reference)
+        if spoken and wanted_spoken:
+            return same_phrase(spoken, wanted_spoken, lambda a, b: _plain(a, b, value))
+        if said and wanted_said:
+            return same_phrase(said, wanted_said, lambda a, b: _plain(a, b, value))
+        if len((said or wanted_said)[1]) > 1:  # type: ignore[index]
+            return False
     answer_is_text, reference_is_text = _TEXT_ONLY.fullmatch(answer), _TEXT_ONLY.fullmatch(reference)
     answer, reference = normalise(answer, reference_unit), normalise(reference, answer_unit)
     if _tight(answer) == _tight(reference):
@@ -221,6 +286,9 @@ def _plain(answer: str, reference: str, value: Value) -> bool | None:
         if given and wanted:
             return False
         return (given[1] if given else answer) == (wanted[1] if wanted else reference) or None
+    tuples = [coordinates(side) if _BRACKETED.fullmatch(side) else [] for side in (answer, reference)]
+    if min(map(len, tuples)) > 1 and not any(re.match(r"-?0[0-9]", part) for parts in tuples for part in parts):
+        return len(tuples[0]) == len(tuples[1]) and all_of(_single(a, b, value) for a, b in zip(*tuples, strict=True))
     dates = _DATE.fullmatch(answer), _DATE.fullmatch(reference)
     if all(dates) or (any(dates) and re.search("[-/]0", answer + reference)):
         return False
@@ -233,6 +301,12 @@ def _plain(answer: str, reference: str, value: Value) -> bool | None:
         percent, number = (given_value, wanted_value) if answer.endswith("%") else (wanted_value, given_value)
         return number in (percent, percent / 100)
     return given_value == wanted_value
+
+
+def _phrase(text: str) -> tuple[list[str], list[str]] | None:
+    """Words and values in turn, where the text isn't one value and its unit."""
+    value = normalise(text)
+    return phrase(spell(text) if r"\text" in value else value)
 
 
 def _tight(text: str) -> str:
@@ -288,7 +362,9 @@ def math_verify_verdict(answer: str, reference: str) -> bool:
     where math-verify doesn't itself count one as inequality.
     """
     forget()
-    return bool(_compare(answer, reference, equal))
+    if _compare(answer, reference, equal):
+        return True
+    return not _is_final(answer, reference) and same_by_math_verify(answer, reference)
 
 
 def prepare() -> None:

@@ -73,11 +73,25 @@ _SPELLING: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
         (r"(?:\\\\|\\newline)\s*$", ""),
         (r"(?<=[0-9])''", '"'),
         (r"(?<=[0-9])(?:\{,\}|,\\!\s*)(?=[0-9]{3})", ""),
-        (r"\\\$|[$€£¥]|(?<!\\)\\[()\[\]!]|\\displaystyle(?![A-Za-z])", ""),
+        (r"\\\$|[$€£¥]|(?<!\\)\\[()\[\]!]|\\(?:display|text|script)style(?![A-Za-z])", ""),
+        (r"\\\\\[-?[0-9.]+ ?(?:mm|cm|pt|ex|em|in)\]", r"\\\\"),
+        (r"\\degree(?![A-Za-z])", r"^\\circ"),
+        (r"¢", r"\\text{ cents}"),
+        (r"\\text ?\{[^{}\x00-\x7f]+\}$|[一-鿿]+$", ""),
+        (
+            r"^\(?([0-9A-F]+)\)?(?:\s|\\[ ,])*(?:\\text\s*\{)?\s*\(?(?:in )?base(?:\s|\\[ ,])*([0-9]+)\)?\s*\}?$",
+            r"\1_{\2}",
+        ),
+        (r"^(?:\\text\s*\{|\()([0-9A-F]+)[})] ?_ ?(\{?[0-9]+\}?)$", r"\1_\2"),
+        (r"^([0-9A-F]+) ?_ ?\{(?: ?\\text\s*\{)? ?(?:\(|base ?)\}?([0-9]+)\)?\}?\}$", r"\1_{\2}"),
+        (r"\\sqrt ?\[([^\[\]]*)\] ?([0-9A-Za-z])", r"\\sqrt[\1]{\2}"),
+        (r"\\lg(?![A-Za-z])", r"\\log_{10}"),
+        (r"\\log_ ?\{?e\}?(?![A-Za-z])", r"\\ln "),
+        (r"(\\log_ ?(?:\{[^{}]*\}|[0-9a-z])) ?([0-9]+)(?= ?\\(?:cdot|times))", r"\1(\2)"),
         (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~|\s", " "),
         (r"\\(?:left|right)(?![A-Za-z])\s*\.?|\\[Bb]igg?[lr]?(?![A-Za-z])", ""),
         (r"\\[dtc]frac(?![A-Za-z])", r"\\frac"),
-        (r"\\(?:text(?:bf|it|rm|normal)|math(?:rm|bf|it)|mbox)\s*\{", r"\\text{"),
+        (r"\\(?:text(?:bf|it|rm|sf|tt|normal)|math(?:rm|bf|it|sf|tt)|emph|mbox)\s*\{", r"\\text{"),
         (r"\\text\{([^{}]*\^\{-?[0-9]\}(?:[^{}]|\^\{-?[0-9]\})*)\}", _flat_units),
         (r"\\varnothing(?![A-Za-z])", r"\\emptyset"),
         (r"\\(l|r)angle(?![A-Za-z])", lambda match: "(" if match[1] == "l" else ")"),
@@ -160,7 +174,23 @@ def spell(answer: str) -> str:
     answer = _SUPERSCRIPTS.sub(lambda match: f"^{{{match[0].translate(_SUPERSCRIPT)}}}", answer).translate(_UNICODE)
     for pattern, replacement in _SPELLING:
         answer = pattern.sub(replacement, answer)
-    return answer
+    return _ungrouped(answer)
+
+
+def _ungrouped(text: str) -> str:
+    """Digits without the commas of thousands inside an expression; in brackets only of ,000."""
+    if "," not in text or _THOUSANDS.fullmatch(text):
+        return text
+    parts, depth, start = [], 0, 0
+    for match in re.finditer(r"[(\[]|[)\]]|(?<![0-9.,_^])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])", text):
+        if match[0] in "([":
+            depth += 1
+        elif match[0] in ")]":
+            depth -= 1
+        elif depth == 0 or (",000" in match[0] and not re.fullmatch(r"[(\[]-?[0-9,]+[)\]]", text)):
+            parts.append(text[start : match.start()] + match[0].replace(",", ""))
+            start = match.end()
+    return "".join(parts) + text[start:]
 
 
 def _is_group(text: str) -> bool:

@@ -138,6 +138,8 @@ class RewardPool:
         refusal = self._reward.guard(answer)
         if refusal is None and len(reference) > MAX_REFERENCE_CHARACTERS:
             refusal = "the reference is too long to compare with"
+        if refusal is None and (reason := self._reward.guard(reference)) is not None:
+            refusal = f"of the reference: {reason}"
         if refusal is not None:
             return self._remember(question, self._answered(question, False, f"guard: {refusal}"))
         return question
@@ -221,6 +223,8 @@ class RewardPool:
 
     def _timeout(self, question: Question) -> Verdict:
         reason = f"more than {self.cpu_seconds:g} s of CPU time"
+        if self._reward.outweighs(*question):
+            return self._answered(question, False, f"{reason}, and much more than the reference")
         return Verdict(RewardStatus.TIMEOUT, self._shown(question), reason)
 
     def _shown(self, question: Question) -> str | None:

@@ -220,7 +220,8 @@ def test_near_misses_and_malformed_answers_are_refused(answer, reference):
         ("10^{12345}", "exponent"),
         ("10^12345", "exponent"),
         ("x^{-12345}", "exponent"),
-        ("100!", "factorial"),
+        ("5000!", "factorial"),
+        ("(100!)!", "factorial"),
         (r"\sum_{i=1}^{n} i", "sum"),
         (r"\int_0^1 x dx", "integral"),
         (r"\lim_{x \to 0} x", "limit"),
@@ -258,6 +259,6 @@ def test_ordinary_answers_pass_the_guards(answer):
 
 
 def test_a_guarded_answer_may_still_equal_the_reference_as_a_string():
-    assert guard("30!") is not None
-    assert fast_verdict("$30!$", "30!") is True
+    assert guard("3000!") is not None
+    assert fast_verdict("$3000!$", "3000!") is True
     assert fast_verdict("9" * 600, "9" * 600) is True

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.processes
 
 EQUIVALENT = [(rf"{n}\sqrt{{3}}", rf"\sqrt{{{3 * n * n}}}") for n in range(2, 8)]
 DIFFERENT = [(rf"{n}\sqrt{{3}}", rf"\sqrt{{{3 * n * n + 1}}}") for n in range(2, 8)]
-ENDLESS = (r"(\sqrt{2}+\sqrt{3}+\sqrt{5}+\sqrt{7}+x)^{60}", "x+1")  # passes the guards, then expands for minutes
+LONG = r"(\sin(x)+\cos(y)+z^3)^{40}=\tan(x)^{13}+y^7"  # passes the guards, then simplifies for minutes
+ENDLESS = (LONG, LONG.replace("y^7", "y^8"))
 
 
 def items(pairs):
@@ -136,6 +137,13 @@ def test_an_answer_over_the_cpu_budget_is_a_timeout_and_the_pool_goes_on():
         assert statuses(pool.grade(batch)) == ["correct", "timeout", "correct", "wrong"]
         assert statuses(pool.grade(items([ENDLESS]))) == ["timeout"]
         assert pool.checked == 5  # a timeout is no verdict: not cached
+
+
+@pytest.mark.parametrize("reference", ["x=y^2+1", "(x+y)^{40}=1"])
+def test_an_answer_can_not_choose_a_timeout_over_wrong(reference):
+    with RewardPool(cpu_seconds=0.5) as pool:
+        (verdict,) = pool.grade(items([(LONG, reference)]))
+        assert verdict.status == "wrong" and "much more than the reference" in verdict.reason
 
 
 def test_only_cpu_time_counts_against_the_budget():
