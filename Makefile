@@ -9,8 +9,8 @@ TORCH  := $(shell grep '^torch==' requirements-cpu.lock)
 .PHONY: help env quickstart test test-fast test-full test-vllm-0.26 lint base-model study study-base docs clean
 help:
 	@echo "make quickstart   set up, then train the built-in model on the built-in task (TP=2, CPU)"
-	@echo "make test-fast    set up, then the tests that start no processes (under two minutes)"
-	@echo "make test         set up, then run the test suite (CPU, a quarter of an hour)"
+	@echo "make test-fast    set up, then the tests that start no processes"
+	@echo "make test         set up, then run the test suite"
 	@echo "make test-full    the same with its slower proofs: every recipe under every layout, mutations, benchmarks"
 	@echo "make test-vllm-0.26   the engine's tests with the oldest vLLM that megarl claims, in an environment of its own"
 	@echo "make env          set up only: $(VENV) with the locked CPU environment"
