@@ -20,6 +20,8 @@ def pytest_collection_modifyitems(items):
         }
         if not quick.get(item.path.name, True):
             item.add_marker(pytest.mark.slow)
+        if torch.cuda.is_available():
+            item.add_marker(pytest.mark.processes)  # Triton's compiler starts some
 
 
 @pytest.fixture(params=["torch", "triton"])
