@@ -184,6 +184,8 @@ def engine_environment(config: Config, index: int) -> dict[str, str]:
     if torch.cuda.is_available():
         size, gpus = config.rollout.tensor_parallel_size, _gpus()
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[(index * size + i) % len(gpus)] for i in range(size))
+        # FlashInfer's sampler gives no processed log-probs and takes no seeds: it would be loaded and never used.
+        environment["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
     else:
         # One thread an engine, on whichever core is free: more only helps models far larger than a CPU should serve.
         environment |= {
