@@ -5,7 +5,7 @@
 The launchers of `megarl/ops/kernels.py` are called, as in training, with tensors that have types and shapes but no
 memory; what they would launch is compiled instead. So types, strides and options are those of a run: every device of
 `tuning.KERNELS`, every type, and the rule of every shipped recipe. KERNEL.OPTION=VALUE tries another option, for
-example `linear_stats.num_warps=4`. Fails if a kernel uses stack, spills registers, needs over 227 KiB of shared
+example `logit_stats.num_warps=8`. Fails if a kernel uses stack, spills registers, needs over 227 KiB of shared
 memory, or counts rows' offsets in 32 bits.
 """
 
@@ -58,14 +58,13 @@ class Shape(NamedTuple):
     tokens: int
     columns: int
     valid: int
-    hidden: int
     address: int
 
 
 SHAPES = (
-    Shape("aligned", 8192, 151936, 151936, 3584, 0),
-    Shape("padded vocabulary", 8192, 151936, 151665, 3584, 0),
-    Shape("odd", 1001, 50257, 50257, 901, 2),
+    Shape("aligned", 8192, 151936, 151936, 0),
+    Shape("padded vocabulary", 8192, 151936, 151665, 0),
+    Shape("odd", 1001, 50257, 50257, 2),
 )
 
 
@@ -192,9 +191,6 @@ def _launch_all(shape: Shape) -> None:
         for by_entropy in (None, value):
             arguments = (value, value, value, value, by_entropy, 0, logits.size(1), 1.0)
             kernels.logit_grad(logits, targets, None, *arguments, grad)
-    for dtype in (torch.float32, *half):
-        hidden, weight = array(tokens, shape.hidden, dtype=dtype), array(shape.columns, shape.hidden, dtype=dtype)
-        kernels.linear_stats(hidden, weight, targets, *slice_)
     for slices in (1, 5, 16):
         kernels.merge_stats(array(slices, tokens, 4), 1.0)
     for recipe, correction in itertools.product(shipped_recipes(), (None, value)):
@@ -339,9 +335,8 @@ def main() -> None:
                 wanted.setdefault(launch.identity, launch)
     if not wanted:
         sys.exit(f"--only {arguments.only}: no such kernel")
-    slowest_first = sorted(wanted.values(), key=lambda launch: launch.kernel != "linear_stats_kernel")
     with ProcessPoolExecutor(os.cpu_count(), get_context("fork")) as pool:
-        rows = list(zip(slowest_first, pool.map(compile_launch, slowest_first), strict=True))
+        rows = list(zip(wanted.values(), pool.map(compile_launch, wanted.values()), strict=True))
     print(table(sorted(rows, key=lambda row: row[0].kernel)))
     failed = [f"{launch}: {resources.problem}" for launch, resources in rows if resources.problem]
     if failed:

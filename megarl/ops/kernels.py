@@ -20,7 +20,7 @@ from megarl.ops.reference import normalise
 from megarl.ops.rules import Rule
 from megarl.ops.tuning import tuned
 
-__all__ = ["linear_stats", "logit_grad", "logit_stats", "merge_stats", "normalise", "policy_epilogue"]
+__all__ = ["logit_grad", "logit_stats", "merge_stats", "normalise", "policy_epilogue"]
 
 
 def _compiled(rule: Callable[..., Any]) -> Any:
@@ -78,66 +78,6 @@ def logit_stats_kernel(
     tl.store(STATS + row * 4 + 1, s)
     tl.store(STATS + row * 4 + 2, t)
     tl.store(STATS + row * 4 + 3, z)
-
-
-@triton.jit
-def linear_stats_kernel(
-    H,
-    W,
-    TARGETS,
-    STATS,
-    T,
-    width,
-    h_stride,
-    w_stride,
-    start,
-    valid,
-    columns_per_split,
-    inv_temperature,
-    INTERPRETED: tl.constexpr,
-    BLOCK_T: tl.constexpr,
-    BLOCK_V: tl.constexpr,
-    BLOCK_H: tl.constexpr,
-):
-    """One program for BLOCK_T tokens and one split of the vocabulary: H [T, width] and W [v, width] -> STATS
-    [splits, T, 4]. The logits, float32, stay in registers."""
-    token = (tl.program_id(0) * BLOCK_T + tl.arange(0, BLOCK_T)).to(tl.int64)
-    split = tl.program_id(1)
-    known = token < T
-    end = tl.minimum((split + 1) * columns_per_split, valid)
-    local = tl.load(TARGETS + token, mask=known, other=-1) - start
-    m = tl.full((BLOCK_T,), float("-inf"), tl.float32)
-    s = tl.zeros((BLOCK_T,), tl.float32)
-    t = tl.zeros((BLOCK_T,), tl.float32)
-    z = tl.full((BLOCK_T,), float("-inf"), tl.float32)
-    for first in range(split * columns_per_split, end, BLOCK_V):
-        column = first + tl.arange(0, BLOCK_V)
-        x = tl.zeros((BLOCK_T, BLOCK_V), tl.float32)
-        for k in range(0, width, BLOCK_H):
-            feature = k + tl.arange(0, BLOCK_H)
-            h = tl.load(
-                H + token[:, None] * h_stride + feature[None, :],
-                mask=known[:, None] & (feature < width)[None, :],
-                other=0.0,
-            )
-            w = tl.load(
-                W + column.to(tl.int64)[None, :] * w_stride + feature[:, None],
-                mask=(column < end)[None, :] & (feature < width)[:, None],
-                other=0.0,
-            )
-            if INTERPRETED:  # where a product of bf16 is of their bits
-                h = h.to(tl.float32)
-                w = w.to(tl.float32)
-            x = tl.dot(h, w, x, input_precision="ieee")  # float32 is else rounded to TF32
-        x = tl.where((column < end)[None, :], x, float("-inf"))
-        m1, s1, t1 = _sums(x, 1, inv_temperature)
-        m, s, t = _add(m, s, t, m1, s1, t1, inv_temperature)
-        z = tl.maximum(z, tl.max(tl.where(column[None, :] == local[:, None], x, float("-inf")), 1))
-    row = STATS + (split * T + token) * 4
-    tl.store(row, m, mask=known)
-    tl.store(row + 1, s, mask=known)
-    tl.store(row + 2, t, mask=known)
-    tl.store(row + 3, z, mask=known)
 
 
 @triton.jit
@@ -289,35 +229,6 @@ def logit_stats(
         **tuned("logit_stats"),
     )
     return stats
-
-
-def linear_stats(
-    hidden: Tensor, weight: Tensor, targets: Tensor, start: int, valid: int, inv_temperature: float
-) -> Tensor:
-    """`logit_stats` of hidden @ weight.T, without the logits: hidden [T, H] and weight [v, H], of one type."""
-    hidden, weight, targets = hidden.contiguous(), weight.contiguous(), targets.contiguous()
-    options = tuned("linear_stats_float32" if hidden.dtype == torch.float32 else "linear_stats")
-    splits = options.pop("splits")
-    block = options["BLOCK_V"]
-    columns = triton.cdiv(triton.cdiv(max(valid, 1), splits), block) * block
-    stats = torch.empty(splits, len(hidden), 4, dtype=torch.float32, device=hidden.device)
-    linear_stats_kernel[(triton.cdiv(len(hidden), options["BLOCK_T"]), splits)](
-        hidden,
-        weight,
-        targets,
-        stats,
-        len(hidden),
-        hidden.size(1),
-        hidden.stride(0),
-        weight.stride(0),
-        start,
-        valid,
-        columns,
-        inv_temperature,
-        INTERPRETED=not hidden.is_cuda,
-        **options,
-    )
-    return merge_stats(stats, inv_temperature)
 
 
 def merge_stats(stats: Tensor, inv_temperature: float) -> Tensor:

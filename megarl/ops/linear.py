@@ -66,7 +66,7 @@ class _LinearLogprob(torch.autograd.Function):
         for cut in _cuts(len(chosen), height):
             part, wanted = _padded(chosen[cut], height), _padded(ids[cut], height)
             for i, column in enumerate(columns):
-                logits = _logits(part, weight[column], space)
+                logits = linear_logits(part, weight[column], space)
                 found = ops.logit_stats(
                     logits, wanted, None, slice_.start + column.start, logits.size(1), inv_temperature
                 )
@@ -74,7 +74,7 @@ class _LinearLogprob(torch.autograd.Function):
         merged = slice_.merge(ops.merge_stats(stats, inv_temperature), inv_temperature)
         logprob, entropy, log_s = ops.normalise(merged, None, inv_temperature)
 
-        ctx.save_for_backward(hidden, weight, ids, rows, merged[:, 0], log_s, entropy)
+        ctx.save_for_backward(hidden, weight, ids, rows, merged[:, 0].clone(), log_s, entropy)
         ctx.slice, ctx.inv_temperature, ctx.logits_dtype = slice_, inv_temperature, logits_dtype
         ctx.set_materialize_grads(False)
         return tuple(_spread(value, rows, len(hidden)) for value in (logprob, entropy))
@@ -98,7 +98,7 @@ class _LinearLogprob(torch.autograd.Function):
         for column in _cuts(slice_.valid, width):
             for cut in _cuts(len(chosen), height):
                 part, of_tokens = chosen[cut], (x[cut] for x in (m, log_s, entropy, by_logprob))
-                logits = _logits(part, weight[column], space)
+                logits = linear_logits(part, weight[column], space)
                 grad = ops.logit_grad(
                     logits,
                     ids[cut],
@@ -140,7 +140,7 @@ def _spread(values: Tensor, rows: Tensor | None, length: int) -> Tensor:
     return values if rows is None else values.new_zeros(length, *values.shape[1:]).index_copy(0, rows, values)
 
 
-def _logits(hidden: Tensor, weight: Tensor, space: Tensor) -> Tensor:
+def linear_logits(hidden: Tensor, weight: Tensor, space: Tensor) -> Tensor:
     """hidden @ weight.T in (the corner of) `space`, in its type, without rounding in between."""
     out = space[: len(hidden), : len(weight)]
     if hidden.dtype == out.dtype:

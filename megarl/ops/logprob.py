@@ -76,7 +76,7 @@ class _LogprobAndEntropy(torch.autograd.Function):
         stats = ops.logit_stats(logits, targets, keep, slice_.start, slice_.valid, inv_temperature)
         stats = slice_.merge(stats, inv_temperature)
         logprob, entropy, log_s = ops.normalise(stats, keep, inv_temperature)
-        ctx.save_for_backward(logits, targets, keep, stats[:, 0], log_s, entropy)
+        ctx.save_for_backward(logits, targets, keep, stats[:, 0].clone(), log_s, entropy)
         ctx.arguments = (slice_.start, slice_.valid, inv_temperature)
         ctx.in_place, ctx.is_spent = in_place, False
         ctx.set_materialize_grads(False)

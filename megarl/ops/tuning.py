@@ -10,24 +10,8 @@ import torch
 # shapes: a token's log-prob is the same in whatever micro-batch it comes.
 KERNELS: dict[str, dict[str, dict[str, int]]] = {
     "NVIDIA H100": {
-        "logit_stats": {"BLOCK_V": 4096, "num_warps": 8, "num_stages": 3},
+        "logit_stats": {"BLOCK_V": 4096, "num_warps": 4, "num_stages": 3},
         "logit_grad": {"BLOCK_V": 4096, "num_warps": 8, "num_stages": 1},
-        "linear_stats": {
-            "BLOCK_T": 128,
-            "BLOCK_V": 128,
-            "BLOCK_H": 32,
-            "splits": 8,
-            "num_warps": 8,
-            "num_stages": 4,
-        },
-        "linear_stats_float32": {
-            "BLOCK_T": 64,
-            "BLOCK_V": 128,
-            "BLOCK_H": 16,
-            "splits": 8,
-            "num_warps": 8,
-            "num_stages": 4,
-        },
         "merge_stats": {"BLOCK_T": 128, "num_warps": 4, "num_stages": 1},
         "policy_epilogue": {"BLOCK_T": 512, "num_warps": 4, "num_stages": 1},
     },

@@ -51,7 +51,6 @@ def on_cpu(device):
 def small_blocks(monkeypatch):
     table = {op: dict(options) for op, options in next(iter(tuning.KERNELS.values())).items()}
     table["logit_stats"]["BLOCK_V"] = table["logit_grad"]["BLOCK_V"] = 16
-    table["linear_stats"] |= {"BLOCK_T": 16, "BLOCK_V": 16, "BLOCK_H": 16, "splits": 2}
     table["merge_stats"]["BLOCK_T"] = table["policy_epilogue"]["BLOCK_T"] = 16
     monkeypatch.setattr(tuning, "KERNELS", {name: table for name in tuning.KERNELS})
     tiles = {"forward": (16, 20), "backward": (24, 12)}

@@ -26,8 +26,6 @@ def test_the_phantom_columns_of_a_last_block_hold_no_probability(ops):
     logprob, entropy = linear_logprob(hidden, weight, targets)
     assert torch.allclose(logprob, -torch.tensor(37.0).log().expand(4), atol=1e-5)
     assert torch.allclose(entropy, torch.tensor(37.0).log().expand(4), atol=1e-5)
-    stats = implementations()["triton"].linear_stats(hidden, weight, targets, 0, 37, 1.0)
-    assert stats[:, 0].tolist() == [-20.0] * 4 and stats[:, 1].tolist() == pytest.approx([37.0] * 4)
 
 
 @pytest.mark.parametrize("shift", [-150.0, -1e4, 150.0, 1e4])
@@ -64,7 +62,7 @@ def test_no_kernel_is_tuned_by_running_it():
 
     kernels = implementations()["triton"]
     named = [value for name, value in inspect.getmembers(kernels) if name.endswith("_kernel")]
-    assert len(named) == 5 and not any(isinstance(kernel, Autotuner | Heuristics) for kernel in named)
+    assert len(named) == 4 and not any(isinstance(kernel, Autotuner | Heuristics) for kernel in named)
 
 
 def test_in_place_and_out_of_place_gradients_are_the_same_bits(ops):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from difficulties import gradient, implementations, reference, seeded, upstream
+from difficulties import gradient, reference, seeded, upstream
 from torch.profiler import ProfilerActivity, profile
 
 from megarl.ops import tuning
@@ -148,18 +148,6 @@ def test_bfloat16_gradients_are_as_good_as_their_type(ops):
     ((logprob * by_logprob).sum() + (entropy * by_entropy).sum()).backward()
     expected = gradient(lambda x: in_float64(hidden, x, targets), weight.detach().double())
     assert (weight.main_grad - expected).norm() / expected.norm() < 0.01
-
-
-@pytest.mark.slow
-def test_logits_in_registers_have_the_statistics_of_those_in_memory():
-    ops = implementations()["triton"]
-    for dtype in (torch.float32, torch.bfloat16):
-        hidden, weight, targets = make(dtype=dtype)
-        for start, valid in ((0, VOCABULARY), (0, 45), (10, 20), (0, 0)):
-            found = ops.linear_stats(hidden, weight, targets, start, valid, 1 / 0.8)
-            logits = hidden.float() @ weight.float().T
-            expected = ops.logit_stats(logits, targets, None, start, valid, 1 / 0.8)
-            torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def peak_bytes(function) -> int:

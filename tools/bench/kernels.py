@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kernel_entries import ENTRIES, Entry, Inputs, Result, Run
+from kernel_entries import ENTRIES, PRODUCT_ALONE, Entry, Inputs, Result, Run
 from torch import Tensor
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -227,8 +227,9 @@ def bars(rows: list[dict], tokens: int, width: int, tile_bytes: int) -> list[tup
     if (peak := get("hidden", linear, "peak_bytes")) is not None:
         found[-1] = (found[-1][0], peak - by["hidden", linear]["weight_gradient_bytes"], found[-1][2])
     for family, name in (("logits", "logprob_and_entropy"), ("hidden", linear)):
-        found.append((f"{name}: log-prob error", get(family, name, "errors", "logprob"), 2e-5))
-        found.append((f"{name}: entropy error", get(family, name, "errors", "entropy"), 1e-5))
+        for of, called, limit in (("logprob", "log-prob", 2e-5), ("entropy", "entropy", 1e-5)):
+            of_product = get(family, PRODUCT_ALONE, "errors", of) or 0.0
+            found.append((f"{name}: {called} error", get(family, name, "errors", of), limit + 1.5 * of_product))
         for of in ("by_logits", "by_hidden", "by_weight"):
             if (value := get(family, name, "errors", f"{of}/rounding")) is not None:
                 found.append((f"{name}: {of} error over that of rounding", value, 1.1))
