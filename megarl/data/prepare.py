@@ -37,8 +37,8 @@ from megarl.data.prompts import encode_prompts, load_problems, stable_hash
 from megarl.data.sources import Rows, files_of, is_file_name
 from megarl.data.tokenizer import load_tokenizer
 from megarl.files import sha256, writing
-from megarl.runlog import package_versions
 from megarl.types import UserError
+from megarl.versions import package_versions
 
 ELSEWHERE = "or name another --out"
 REASONS = ("unusable", "duplicate", "contaminated", "too_long")

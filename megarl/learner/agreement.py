@@ -7,10 +7,10 @@ from torch import Tensor
 
 from megarl.algorithms.credit import Credit
 from megarl.algorithms.loss import kl_estimate
+from megarl.algorithms.mismatch import mismatch_metrics
 from megarl.config import Config
 from megarl.data.batch import build_batch
 from megarl.learner.learner import Learner, Update
-from megarl.metrics import mismatch_metrics
 from megarl.types import Batch, Metrics, SampleGroup
 
 PROBE_GROUPS = 64

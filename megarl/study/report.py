@@ -12,13 +12,13 @@ import numpy as np
 from megarl.algorithms import RECIPES
 from megarl.models.family import architecture, read_hf_config
 from megarl.models.files import HuggingFaceFiles
-from megarl.runlog import package_versions
 from megarl.study.claims import A_THIRD, CLAIMS, TIE_MARGIN, Claim, Judgement, judge
 from megarl.study.config import OF_THE_ROW, Settings, flatten
 from megarl.study.plots import write_plots
 from megarl.study.results import QUANTITIES, Results
 from megarl.study.statistics import Interval, interval
 from megarl.types import UserError
+from megarl.versions import package_versions
 
 RELATIONS = {"greater": ">", "less": "<", "tie": "=", "no_gain": "≤"}
 

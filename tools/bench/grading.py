@@ -32,7 +32,7 @@ from typing import Any
 import psutil
 
 from megarl.rewards.pool import RewardPool, Verdict
-from megarl.runlog import package_versions
+from megarl.versions import package_versions
 
 WORKERS = 2
 Item = tuple[str, str]  # response, reference

@@ -1,0 +1,73 @@
+"""Imports point one way: a part of the package knows those below it, and heavy packages stay where they belong."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import megarl
+
+ROOT = Path(megarl.__file__).parent
+LAYERS = [  # of parts, the lowest first; parts of one layer don't know each other
+    {"types"},
+    {"estimates", "failpoints", "faults", "files", "memory", "published", "rank", "versions"},
+    {"ops", "processes"},
+    {"algorithms", "models", "rewards"},
+    {"config"},
+    {"data", "launcher"},
+    {"inputs"},
+    {"resume"},
+    {"evaluation", "runlog"},
+    {"learner"},
+    {"metrics", "rollout"},
+    {"preflight"},
+    {"evaluate", "sft", "study", "tools", "train"},
+    {"cli"},
+]
+LEVEL = {part: level for level, parts in enumerate(LAYERS) for part in parts}
+ONLY_IN = {  # package -> the files, or folders, that may import it
+    "megatron": ["learner/"],
+    "transformer_engine": ["learner/"],
+    "vllm": ["rollout/worker.py", "rollout/transfer.py", "rollout/vllm_transfer.py"],
+    "triton": ["ops/kernels.py"],
+    "math_verify": ["rewards/"],
+    "sympy": ["rewards/"],
+}
+FILES = sorted(ROOT.rglob("*.py"))
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Modules that are imported when the code runs, wherever in it."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        if isinstance(node, ast.ImportFrom) and node.module:
+            yield from [f"megarl.{alias.name}" for alias in node.names] if node.module == "megarl" else [node.module]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        else:
+            yield from imports(node)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(ROOT)))
+def test_a_file_imports_from_below(file):
+    name = str(file.relative_to(ROOT))
+    part = name.split("/")[0].removesuffix(".py")
+    for module in imports(ast.parse(file.read_text())):
+        package, _, rest = module.partition(".")
+        if package == "megarl" and part != "__init__":
+            other = rest.split(".")[0]
+            assert other == part or LEVEL[other] < LEVEL[part], f"{name} imports {module}, which is not below it"
+        allowed = ONLY_IN.get(package, [name])
+        assert any(name.startswith(place) for place in allowed), f"{name} imports {package}: that is for {allowed}"
+
+
+def test_every_part_has_its_layer():
+    parts = {file.relative_to(ROOT).parts[0].removesuffix(".py") for file in FILES} - {"__init__"}
+    assert parts == LEVEL.keys()
+
+
+def test_what_a_function_or_a_branch_imports_counts():
+    code = "if TYPE_CHECKING:\n    import a\ndef f():\n    from b.c import d\nif x:\n    import e\nfrom megarl import types"
+    assert [*imports(ast.parse(code))] == ["b.c", "e", "megarl.types"]
