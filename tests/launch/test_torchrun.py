@@ -75,9 +75,13 @@ def config(qwen2, tmp_path_factory) -> Path:
     return folder / "sft.yaml"
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        return server.getsockname()[1]
+@pytest.fixture
+def port():
+    """A port that the kernel gives to nobody else while it is held here: bound, but free to be listened on."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in LAUNCH.iterdir()))
@@ -88,12 +92,12 @@ def test_a_launch_script_is_sound_bash(script):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_two_nodes_train_as_one_does(config, qwen2, tmp_path):
+def test_two_nodes_train_as_one_does(config, qwen2, port, tmp_path):
     one, two = tmp_path / "one", tmp_path / "two"
     logs = [tmp_path / f"{name}.log" for name in ("one", "node0", "node1")]
     alone = finish(start("sft", str(config), f"run.dir={one}", log=logs[0], NPROC_PER_NODE=2))
     assert alone == [0], logs[0].read_text()[-4000:]
-    cluster = {"NNODES": 2, "NPROC_PER_NODE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    cluster = {"NNODES": 2, "NPROC_PER_NODE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
     nodes = [
         start("sft", str(config), f"run.dir={two}", log=log, NODE_RANK=rank, **cluster)
         for rank, log in enumerate(logs[1:])
