@@ -4,6 +4,8 @@ PYTHON := $(shell for python in python3.12 python3.11; do $$python -c 'import ve
 endif
 VENV   := .venv
 READY  := $(VENV)/.ready
+WORKERS := 2  # of pytest; each test file runs whole in one of them
+PYTEST := $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 TORCH  := $(shell grep '^torch==' requirements-cpu.lock)
 
 .PHONY: help env quickstart test test-fast test-full test-vllm-0.26 lint base-model study study-base docs clean
@@ -43,13 +45,13 @@ quickstart: env
 	@$(VENV)/bin/megarl train configs/quickstart.yaml run.dir=runs/quickstart-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
 test-fast: env
-	@$(VENV)/bin/python -m pytest -m "not processes and not slow and not full" $(ARGS)
+	@$(PYTEST) -m "not processes and not slow and not full" $(ARGS)
 
 test: env
-	@$(VENV)/bin/python -m pytest -m "not full" $(ARGS)
+	@$(PYTEST) -m "not full" $(ARGS)
 
 test-full: env
-	@$(VENV)/bin/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 # What vllm>=0.26 rests on: 0.26 and its torch in place of the locked ones (5 GB where only torch's CUDA build is found).
 OLD_VLLM := build/vllm-0.26

@@ -69,5 +69,6 @@ def test_every_part_has_its_layer():
 
 
 def test_what_a_function_or_a_branch_imports_counts():
-    code = "if TYPE_CHECKING:\n    import a\ndef f():\n    from b.c import d\nif x:\n    import e\nfrom megarl import types"
+    code = "if TYPE_CHECKING:\n    import a\ndef f():\n    from b.c import d\n"
+    code += "if x:\n    import e\nfrom megarl import types"
     assert [*imports(ast.parse(code))] == ["b.c", "e", "megarl.types"]

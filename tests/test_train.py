@@ -23,6 +23,9 @@ SETTINGS = [
 ]
 
 
+ONE_RANK = ["learner.world_size=1", "learner.tensor_model_parallel_size=1"]  # half the processes
+
+
 def command(folder: Path, *arguments: str) -> list[str]:
     config = str(ROOT / "configs/quickstart.yaml")
     return [sys.executable, "-m", "megarl.cli", "train", config, f"run.dir={folder}", *SETTINGS, *arguments]
@@ -96,7 +99,7 @@ def test_a_killed_run_resumes_to_the_uninterrupted_one(uninterrupted, tmp_path):
 def test_without_a_learning_rate_nothing_improves_and_a_stop_file_saves_and_ends(tmp_path):
     tmp_path.mkdir(exist_ok=True)
     (tmp_path / "STOP").touch()
-    output = run(tmp_path, "run.steps=3", "optim.lr=0", "run.evaluate_every=1").stdout
+    output = run(tmp_path, "run.steps=3", "optim.lr=0", "run.evaluate_every=1", *ONE_RANK).stdout
     rows = metrics(tmp_path)
     assert sorted(rows) == [0, 1] and "go on with --resume" in output
     assert (tmp_path / "checkpoints/LATEST").read_text().strip() == "step_000001"
@@ -108,10 +111,10 @@ def test_without_a_learning_rate_nothing_improves_and_a_stop_file_saves_and_ends
     ("recipe", "settings", "expected"),
     [
         ("ppo", ["critic.head_start_steps=1", "recipe.mismatch=seq_tis"], {"updates/count": 2}),
-        ("iterative_dpo", ["schedule.epochs=2"], {"updates/count": 2}),
-        ("dapo", [], {"updates/count": 2}),
-        ("remax", [], {"samples/generated": 64 + 16}),
-        ("reinforce_ada", [], {"samples/kept": 64}),
+        ("iterative_dpo", ["schedule.epochs=2", *ONE_RANK], {"updates/count": 2}),
+        ("dapo", ONE_RANK, {"updates/count": 2}),
+        ("remax", ONE_RANK, {"samples/generated": 64 + 16}),
+        ("reinforce_ada", ONE_RANK, {"samples/kept": 64}),
     ],
 )
 def test_critics_pairs_and_every_way_of_sampling_run_through_the_same_loop(tmp_path, recipe, settings, expected):
@@ -136,12 +139,8 @@ def test_critics_pairs_and_every_way_of_sampling_run_through_the_same_loop(tmp_p
 
 
 def test_steps_that_the_recipe_filters_away_entirely_move_nothing_and_are_logged(tmp_path):
-    cold = [
-        "rollout.temperature=0.01",
-        "recipe=reinforce_rej",
-        "optim.weight_decay=0.5",
-    ]  # no mixed groups
-    run(tmp_path, "run.steps=2", "data.eval=null", *cold)
+    cold = ["rollout.temperature=0.01", "recipe=reinforce_rej", "optim.weight_decay=0.5"]  # no mixed groups
+    run(tmp_path, "run.steps=2", "data.eval=null", *ONE_RANK, *cold)
     rows = metrics(tmp_path)
     assert [(rows[step]["samples/kept"], rows[step]["updates/skipped"]) for step in (1, 2)] == [(0, 1)] * 2
     trained, start = (load_file(f / "model.safetensors") for f in (tmp_path / "hf", ROOT / "megarl/data/base_model"))

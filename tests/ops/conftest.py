@@ -22,6 +22,19 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.slow)
         if torch.cuda.is_available():
             item.add_marker(pytest.mark.processes)  # Triton's compiler starts some
+        elif "triton" in item.name and not _is_of_the_selection(item):
+            item.add_marker(pytest.mark.full)
+
+
+def _is_of_the_selection(item):
+    """Of the many interpreted cases of one test: every difficulty once, every number of slices; linear's hardest."""
+    given = item.callspec.params
+    if item.originalname == "test_slices_of_the_vocabulary_merge_to_the_whole":
+        slices = {"plain": 1, "each row shifted": 2, "some masked": 4, "impossible tokens": 8, "hot": 13}
+        return given["tp"] == slices[given["case"]]
+    if item.path.name == "test_linear.py" and "case" in given:
+        return given["case"] in ("shifted", "some masked, hot, padded", "all masked")
+    return True
 
 
 @pytest.fixture(params=["torch", "triton"])

@@ -201,7 +201,7 @@ def test_an_answer_that_two_workers_die_on_is_an_error_and_no_other_answer_is():
         worker.kill()
         wait_until(lambda: worker not in workers())
 
-    with RewardPool(cpu_seconds=60.0) as pool:
+    with RewardPool(cpu_seconds=600.0, wall_seconds=600.0) as pool:
         with grading(pool, items([ENDLESS, EQUIVALENT[0], DIFFERENT[0]])) as verdicts:
             kill_a_busy_worker()
             kill_a_busy_worker()

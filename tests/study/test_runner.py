@@ -112,6 +112,7 @@ def test_the_report_alone_needs_a_finished_row(tmp_path):
 
 
 @pytest.mark.processes
+@pytest.mark.full
 def test_a_small_study_end_to_end(tmp_path):
     """Interrupted in its first row, gone on with, one row failing, reported."""
     arguments = ("configs/study_minimal.yaml", "--scale", "smoke", f"study.dir={tmp_path}", "study.seeds=[0]")

@@ -22,6 +22,7 @@ def check(*arguments):
     return done.returncode, done.stdout + done.stderr
 
 
+@pytest.mark.full
 def test_every_part_runs_on_a_cpu_and_holds_its_bars(tmp_path):
     status, shown = check("--dry-run", "--minutes", 20, "--out", tmp_path)
     document = json.loads((tmp_path / "gpu_check.json").read_text())
@@ -48,6 +49,13 @@ def test_every_part_runs_on_a_cpu_and_holds_its_bars(tmp_path):
     assert {name for name in skipped if not name.startswith("kernels: ")} == {"te: attention", "fp8: fp8"}
     assert results["learner: bf16 packed: gradient, median of 4 recipes"]["value"] > 0  # bars that something could miss
     assert "this says nothing about a GPU" in (tmp_path / "gpu_check.md").read_text()
+
+
+def test_kernels_and_updates_hold_their_bars_on_a_cpu(tmp_path):
+    status, shown = check("--dry-run", "--only", "kernels,te", "--out", tmp_path)
+    parts = json.loads((tmp_path / "gpu_check.json").read_text())["parts"]
+    assert status == 0 and {part["status"] for part in parts.values()} == {"passed"}, shown
+    assert any(result["name"] == "toy bf16: MFU" for result in parts["te"]["results"])
 
 
 def test_a_part_whose_time_is_up_is_stopped_and_the_next_one_runs(tmp_path):
