@@ -22,6 +22,13 @@ from megarl.rollout.transfer import BACKEND, WORKER_EXTENSION, Bucket, WeightTra
 PREFILL_TOKENS = 8192  # tokens of whole prompts that an engine on a CPU takes in at a time
 
 
+OnResponse = Callable[[int, Response], object]  # takes the place of a request and its response
+
+
+def _ignore(place: int, response: Response) -> None:
+    pass
+
+
 class RolloutError(RuntimeError):
     """An engine failed; the message says which, why, and where its log is."""
 
@@ -61,16 +68,26 @@ class RolloutPool:
         self._call("finish_update", version)
 
     def generate(
-        self, requests: list[Request], sampling: Sampling, on_progress: Callable[[int], None] | None = None
+        self, requests: list[Request], sampling: Sampling, group: int = 1, on_response: OnResponse = _ignore
     ) -> list[Response]:
-        """One response per request, in order. Which engine serves which request depends only on its index."""
+        """One response per request, in order; `on_response` is given the place and the response of each as it arrives.
+
+        Every `group` requests share a prompt and go to one engine, which sees it once. Which that is depends only on
+        their place.
+        """
         self.wait_ready()
-        count = len(self._engines)
-        for i, engine in enumerate(self._engines):
-            engine.send("generate", (requests[i::count], sampling))
+        shares: list[list[tuple[int, Request]]] = [[] for _ in self._engines]
+        for place, request in enumerate(requests):
+            shares[place // group % len(shares)].append((place, request))
+        for engine, share in zip(self._engines, shares, strict=True):
+            engine.send("submit", (share, sampling))
         responses: list[Any] = [None] * len(requests)
-        for i, result in enumerate(self._receive_all(on_progress)):
-            responses[i::count] = result
+
+        def arrive(place: int, response: Response) -> None:
+            responses[place] = response
+            on_response(place, response)
+
+        self._receive_all(owed=[len(share) for share in shares], on_response=arrive)
         return responses
 
     def close(self) -> None:
@@ -98,13 +115,13 @@ class RolloutPool:
         self._receive_all()
 
     def _receive_all(
-        self, on_progress: Callable[[int], None] | None = None, engines: Iterable[int] | None = None
-    ) -> list[Any]:
-        """The reply of every engine, or of these. Waits for all, so that an error on one leaves no reply of another."""
+        self, engines: Iterable[int] | None = None, owed: list[int] | None = None, on_response: OnResponse = _ignore
+    ) -> None:
+        """Until every engine, or each of these, has replied and sent as many responses as it owes. Waits for all, so
+        that an error on one leaves no reply of another."""
         waited_for = range(len(self._engines)) if engines is None else engines
         pending = {self._engines[i].connection: i for i in waited_for}
-        replies: list[Any] = [None] * len(self._engines)
-        done = [0] * len(self._engines)
+        left = [1 + responses for responses in owed or [0] * len(self._engines)]
         errors: list[str] = []
         while pending:
             for connection in wait(list(pending)):
@@ -114,21 +131,17 @@ class RolloutPool:
                     kind, value = connection.recv()
                 except (EOFError, ConnectionResetError):
                     kind, value = "error", self._engines[i].cause_of_death()
-                if kind == "progress":
-                    done[i] = value
-                    if on_progress:
-                        on_progress(sum(done))
-                    continue
-                del pending[connection]
-                if kind == "ok":
-                    replies[i] = value
-                else:
+                left[i] -= 1
+                if kind == "finished":
+                    on_response(*value)
+                elif kind == "error":
                     errors.append(f"rollout engine {i}: {value} (log: {self._engines[i].log_path})")
+                if kind == "error" or not left[i]:
+                    del pending[connection]
         if errors:
             self._bucket.clear()
             kind_of_error = WeightTransferError if "WeightTransferError" in errors[0] else RolloutError
             raise kind_of_error(errors[0])
-        return replies
 
 
 class _EngineProcess:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -11,7 +12,8 @@ from megarl.config import Config, RewardConfig
 from megarl.data.prompts import stable_hash
 from megarl.rewards.alarm import Alarm, nothing_to_reward
 from megarl.rewards.pool import RewardPool
-from megarl.rollout.messages import Request, Sampling
+from megarl.rollout.grading import Grader
+from megarl.rollout.messages import Request, Response, Sampling
 from megarl.rollout.pool import RolloutPool
 from megarl.rollout.reading import Reader
 from megarl.types import Prompt, Sample, SampleGroup
@@ -31,9 +33,10 @@ class Sampler:
     """The rollout engines and the verifier."""
 
     def __init__(self, config: Config, tokenizer: Any, tensor_names: list[str], log: Log) -> None:
-        self.config, self.reader, self.log = config, Reader(config, tokenizer), log
+        self.config, self.log = config, log
         self.pool = RolloutPool(config, log.folder / "logs", tensor_names)
         self.rewards, self.alarm = reward_pool(config.reward), Alarm()
+        self.grader = Grader(Reader(config, tokenizer), self.rewards)
         self._has_sampled = False  # for training
 
     def sample(
@@ -49,18 +52,23 @@ class Sampler:
 
         The random numbers of a sample depend on run seed, `seed`, prompt and index alone.
         """
+        grading = self.grader.begin([prompt.answer for prompt in prompts for _ in range(n)])
         with self.log.phase(phases[0], total=len(prompts) * n) as advance:
+            arrived = itertools.count(1)
+
+            def arrive(place: int, response: Response) -> None:
+                grading.put(place, response)
+                advance(next(arrived))
+
             requests = [
                 Request(prompt.token_ids.tolist(), stable_hash(self.config.run.seed, *seed, prompt.id, i))
                 for prompt in prompts
                 for i in range(first, first + n)
             ]
-            responses = self.pool.generate(requests, sampling, advance)
-        with self.log.phase(phases[1], total=len(responses)) as advance:
-            texts = self.reader.read([response.token_ids for response in responses])
-            answers = [prompt.answer for prompt in prompts for _ in range(n)]
-            truncated = [response.finish_reason == "length" for response in responses]
-            verdicts = self.rewards.grade(list(zip(texts, answers, truncated, strict=True)), advance)
+            responses = self.pool.generate(requests, sampling, n, arrive)
+        with self.log.phase(phases[1], total=len(responses)) as advance:  # of what was not graded meanwhile
+            graded = grading.results(advance)
+        texts, verdicts = [text for text, _ in graded], [verdict for _, verdict in graded]
         if alarm := self.alarm.message(seed[-1], verdicts):
             self.log.say(alarm)
         if seed[0] == "step" and not self._has_sampled:
@@ -78,7 +86,7 @@ class Sampler:
                 status=verdict.status,
                 extracted=verdict.extracted,
             )
-            for i, (response, text, verdict) in enumerate(zip(responses, texts, verdicts, strict=True))
+            for i, (response, (text, verdict)) in enumerate(zip(responses, graded, strict=True))
         ]
         return [SampleGroup(prompt, samples[i * n : (i + 1) * n]) for i, prompt in enumerate(prompts)]
 
@@ -89,6 +97,7 @@ class Sampler:
 
     def close(self) -> None:
         self.pool.close()
+        self.grader.close()
         self.rewards.close()
 
     def __enter__(self) -> Sampler:

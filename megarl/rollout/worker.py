@@ -1,7 +1,8 @@
 """One vLLM engine in a process of its own: `python -m megarl.rollout.worker FD`, commands over the socket FD.
 
-Requests are ("command", argument) pairs; the reply is ("ok", result) or ("error", text), before it any number of
-("progress", finished sequences). The process ends with its parent, whatever it is doing.
+Commands are ("command", argument) pairs; the reply is ("ok", None) or ("error", text). Between two steps of generation
+the engine listens for more of them. A response is told as soon as it is finished, as ("finished", (number, response)),
+an error of generation as ("error", text). The process ends with its parent, whatever it is doing.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import ctypes
 import os
 import signal
 import sys
-import time
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -32,6 +33,7 @@ class Engine:
         register()
         self.llm = LLM(**options)
         self.version: int | None = None  # of the weights served; None: none, or an update failed
+        self.unfinished: set[int] = set()  # numbers of requests
 
     def init_weights(self, names: list[str]) -> None:
         self.llm.init_weight_transfer_engine({"init_info": {"names": names}})
@@ -48,16 +50,20 @@ class Engine:
         self.llm.reset_prefix_cache()
         self.version = version
 
-    def generate(self, argument: tuple[list[Request], Sampling], progress: Any) -> list[Response]:
+    def submit(self, argument: tuple[list[tuple[int, Request]], Sampling]) -> None:
+        """Take in requests, each with the number that its response will carry."""
         from vllm import SamplingParams
+        from vllm.inputs import tokens_input
+        from vllm.sampling_params import RequestOutputKind
 
         requests, sampling = argument
         if self.version is None:
             raise RuntimeError("no complete weights: the engine serves nothing before a weight update succeeds")
-        # An empty cache makes a batch's numbers independent of what was generated before it.
-        self.llm.reset_prefix_cache()
-        params = [
-            SamplingParams(
+        if not self.unfinished:
+            # An empty cache makes a batch's numbers independent of what was generated before it.
+            self.llm.reset_prefix_cache()
+        for number, request in requests:
+            params = SamplingParams(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
@@ -66,13 +72,22 @@ class Engine:
                 logprobs=0,
                 flat_logprobs=True,
                 detokenize=False,
+                output_kind=RequestOutputKind.FINAL_ONLY,
             )
-            for request in requests
-        ]
-        prompts: Any = [{"prompt_token_ids": request.prompt_ids} for request in requests]
-        self.llm.enqueue(prompts, params, use_tqdm=False)
-        outputs: Any = self.llm.wait_for_completion(use_tqdm=lambda **_: _Progress(progress))
-        return [self._response(output.outputs[0]) for output in outputs]
+            self.llm.llm_engine.add_request(str(number), tokens_input(request.prompt_ids), params)
+            self.unfinished.add(number)
+
+    def step(self) -> list[tuple[int, Response]]:
+        """The numbers and responses that one step of generation finishes."""
+        outputs: list[Any] = [output for output in self.llm.llm_engine.step() if output.finished]
+        finished = [(int(output.request_id), self._response(output.outputs[0])) for output in outputs]
+        self.unfinished.difference_update(number for number, _ in finished)
+        return finished
+
+    def abort(self) -> None:
+        """Give up what is unfinished."""
+        self.llm.llm_engine.abort_request([str(number) for number in self.unfinished])
+        self.unfinished.clear()
 
     def _response(self, completion: Any) -> Response:
         flat = completion.logprobs
@@ -85,59 +100,46 @@ class Engine:
         )
 
 
-class _Progress:
-    """Looks like a tqdm bar to vLLM and reports finished sequences, at most ten times a second."""
-
-    def __init__(self, report: Any) -> None:
-        self.report, self.n, self.postfix = report, 0, ""
-        self._started = self._last = time.monotonic()
-
-    @property
-    def format_dict(self) -> dict[str, float]:
-        return {"elapsed": max(time.monotonic() - self._started, 1e-9)}
-
-    def update(self, n: int) -> None:
-        self.n += n
-        if (now := time.monotonic()) - self._last > 0.1:
-            self._last = now
-            self.report(self.n)
-
-    def refresh(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
 def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     connection = Connection(int(sys.argv[1]))
     engine: Engine | None = None
-
-    def progress(done: int) -> None:
-        connection.send(("progress", done))
-
-    while True:
-        try:
+    with suppress(EOFError, BrokenPipeError):  # the parent is gone
+        while True:
+            if engine and engine.unfinished and not connection.poll():
+                _generate(engine, connection)
+                continue
             command, argument = connection.recv()
-        except EOFError:
-            break
-        try:
-            if command == "start":
-                engine, result = Engine(argument), None
-            elif command == "generate":
-                assert engine is not None
-                result = engine.generate(argument, progress)
+            try:
+                if command == "start":
+                    engine = Engine(argument)
+                else:
+                    getattr(engine, command)(argument)
+            except Exception as error:  # reported to the trainer, which decides
+                if engine:
+                    engine.abort()
+                connection.send(_told(error))
             else:
-                result = getattr(engine, command)(argument)
-        except Exception as error:  # reported to the trainer, which decides
-            connection.send(("error", f"{type(error).__name__}: {error}"))
-        else:
-            connection.send(("ok", result))
-            result = None
+                connection.send(("ok", None))
             give_back()
     os._exit(0)  # vLLM's own teardown can hang on a vanished parent
+
+
+def _generate(engine: Engine, connection: Connection) -> None:
+    """One step."""
+    try:
+        for finished in engine.step():
+            connection.send(("finished", finished))
+    except Exception as error:
+        engine.abort()
+        connection.send(_told(error))
+    if not engine.unfinished:
+        give_back()
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    return "error", f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -108,6 +109,18 @@ def test_learner_vllm_and_transformers_agree_before_and_after_updates(pool, lear
         seen.append(by_vllm[:16])
         learner.update(batch, step=0)
     assert (seen[0] - seen[1]).abs().max() > 1e-2, "the update changed nothing, so agreement after it proves nothing"
+
+
+def test_a_response_arrives_when_it_is_finished_and_keeps_its_place(pool, learner):
+    pool.update_weights(learner.hf_weights(), 0)
+    requests = [Request(prompt, seed=i) for i, prompt in enumerate(long_prompts(24))]
+    arrived = []
+    flat = replace(SAMPLING, temperature=20.0)  # so that some end early
+    answers = pool.generate(requests, flat, 3, lambda place, response: arrived.append((place, response)))
+    assert sorted(place for place, _ in arrived) == list(range(24))
+    assert all(answers[place] is response for place, response in arrived)
+    lengths = [len(response.token_ids) for _, response in arrived]
+    assert lengths == sorted(lengths) and len(set(lengths)) > 1  # all are sampled side by side
 
 
 def test_equal_seeds_give_equal_samples_and_other_seeds_others(pool, learner):

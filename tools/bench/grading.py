@@ -15,6 +15,7 @@ result.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import os
@@ -64,7 +65,8 @@ def sample(options: argparse.Namespace) -> None:
     arch = architecture(read_hf_config(str(options.model)))
     with tempfile.TemporaryDirectory() as logs, RolloutPool(config, Path(logs), sorted(hf_names(arch))) as pool:
         pool.update_weights(HuggingFaceFiles(str(options.model)).tensors(arch), version=0)
-        responses = pool.generate(requests, Sampling(1.0, 1.0, 0, options.max_tokens), lambda n: print(n, end="\r"))
+        sampling, done = Sampling(1.0, 1.0, 0, options.max_tokens), itertools.count(1)
+        responses = pool.generate(requests, sampling, options.samples, lambda *_: print(next(done), end="\r"))
     texts = tokenizer.batch_decode([response.token_ids for response in responses], skip_special_tokens=True)
     rows = [
         {"problem": i // options.samples, "response": text, "finish_reason": response.finish_reason}
