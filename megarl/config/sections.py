@@ -161,7 +161,7 @@ class RolloutConfig(Section):
 
     engines: int = Field(1, ge=1, description="vLLM engines, each a process of its own on rank 0's node")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs per engine")
-    temperature: float = Field(1.0, gt=0)
+    temperature: float = Field(1.0, gt=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)
     top_k: int = Field(0, ge=0, description="0: off")
     allow_truncated_sampling: bool = Field(False, description="accept top_p < 1 or top_k > 0 with importance ratios")
@@ -275,7 +275,7 @@ class EvalConfig(Section):
     """avg@k and pass@k on held-out prompts."""
 
     samples_per_prompt: int = Field(8, ge=1, description="k")
-    temperature: float = Field(1.0, ge=0)
+    temperature: float = Field(1.0, ge=0, le=2)
     max_response_tokens: int | None = Field(None, ge=1, description="null: as in rollout")
     problems_per_batch: int = Field(
         64, ge=1, description="megarl eval saves the results of so many problems at a time, and goes on behind them"

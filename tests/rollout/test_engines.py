@@ -111,16 +111,22 @@ def test_learner_vllm_and_transformers_agree_before_and_after_updates(pool, lear
     assert (seen[0] - seen[1]).abs().max() > 1e-2, "the update changed nothing, so agreement after it proves nothing"
 
 
-def test_a_response_arrives_when_it_is_finished_and_keeps_its_place(pool, learner):
+def test_a_response_arrives_when_it_is_finished_also_of_requests_that_came_later(pool, learner):
     pool.update_weights(learner.hf_weights(), 0)
-    requests = [Request(prompt, seed=i) for i, prompt in enumerate(long_prompts(24))]
-    arrived = []
-    flat = replace(SAMPLING, temperature=20.0)  # so that some end early
-    answers = pool.generate(requests, flat, 3, lambda place, response: arrived.append((place, response)))
-    assert sorted(place for place, _ in arrived) == list(range(24))
-    assert all(answers[place] is response for place, response in arrived)
-    lengths = [len(response.token_ids) for _, response in arrived]
-    assert lengths == sorted(lengths) and len(set(lengths)) > 1  # all are sampled side by side
+    (engine,), arrived = pool._engines, []
+    for number, (prompt, tokens) in enumerate(zip(long_prompts(2), (16, 2), strict=True)):
+        engine.send("submit", ([(number, Request(prompt, seed=0))], replace(SAMPLING, max_tokens=tokens)))
+    pool._receive_all(owed=[3], on_response=lambda place, response: arrived.append((place, len(response.token_ids))))
+    assert arrived == [(1, 2), (0, 16)]
+
+
+def test_responses_keep_the_places_of_their_requests(pool, learner):
+    pool.update_weights(learner.hf_weights(), 0)
+    requests, arrived = [Request(prompt, seed=i) for i, prompt in enumerate(long_prompts(6))], {}
+    answers = pool.generate(requests, SAMPLING, 3, arrived.__setitem__)
+    alone = [pool.generate([request], SAMPLING)[0] for request in requests]
+    for place, (answer, other) in enumerate(zip(answers, alone, strict=True)):
+        assert arrived[place] is answer and (answer.token_ids == other.token_ids).all()
 
 
 def test_equal_seeds_give_equal_samples_and_other_seeds_others(pool, learner):
