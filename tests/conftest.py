@@ -1,4 +1,4 @@
-"""Shared by all tests: tiny models made on the spot, a way to run a rank program under torchrun, and what is quick."""
+"""Shared by all tests: tiny models made on the spot, a way to run a rank program, and what is quick."""
 
 import os
 import subprocess
@@ -58,13 +58,11 @@ def llama(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def run_ranks():
-    """run_ranks(program, ranks, *arguments): a Python file under torchrun; fails with its output."""
+    """run_ranks(program, ranks, *arguments): a Python file as so many ranks; fails with its output."""
 
     def run(program: Path, ranks: int, *arguments: object) -> str:
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", program]
-        done = subprocess.run(
-            [str(part) for part in (*command, *arguments)], capture_output=True, text=True, timeout=600
-        )
+        command = [sys.executable, Path(__file__).with_name("fork_ranks.py"), ranks, program, *arguments]
+        done = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=600)
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
         return done.stdout
 
