@@ -37,7 +37,8 @@ def equal(answer: str, reference: str) -> bool:
     given_sides, wanted_sides = split_sides(answer), split_sides(reference)
     if len(given_sides) == len(wanted_sides) == 2:
         return _same_up_to_a_factor(given_sides, wanted_sides)
-    wanted, given = _parse(reference), _parse(answer)
+    is_real = not (_is_complex(answer) or _is_complex(reference))
+    wanted, given = _parse(reference, is_real), _parse(answer, is_real)
     for gold in wanted:
         for target in given:
             try:
@@ -65,7 +66,7 @@ def forget() -> None:
 def _is_rounded_by(answer: str, decimal: str) -> bool:
     """Whether the decimal is the answer to half a unit of its last digit."""
     match = DECIMAL.fullmatch(decimal)
-    meanings = _parse(answer)
+    meanings = _parse(answer, not _is_complex(answer))
     if match is None or not meanings:
         return False
     unit = Fraction(10) ** (int(match[3] or 0) - len(match[2]))
@@ -82,7 +83,8 @@ def _same_up_to_a_factor(given: list[str], wanted: list[str]) -> bool:
     from sympy import fraction, simplify, together
 
     try:
-        (a, b), (c, d) = ([_parse(side)[0] for side in sides] for sides in (given, wanted))
+        is_real = not any(map(_is_complex, given + wanted))
+        (a, b), (c, d) = ([_parse(side, is_real)[0] for side in sides] for sides in (given, wanted))
         ratio = simplify(fraction(together(a - b))[0] / fraction(together(c - d))[0])
         return bool(ratio.is_number and ratio.is_finite and ratio.is_nonzero)
     except MemoryError:
@@ -100,10 +102,12 @@ def _spelling() -> Any:
 
 
 @lru_cache(maxsize=512)  # a list compares each part with several
-def _parse(answer: str) -> list[Any]:
-    """What the answer can mean: a sympy object, or text, or both; empty if math-verify's parser can't read it."""
+def _parse(answer: str, is_real: bool = True) -> list[Any]:
+    """What the answer can mean: a sympy object, or text, or both; empty if math-verify's parser can't read it.
+
+    Of two answers both must be read as real, or neither: a real x and a complex one are different symbols.
+    """
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy, normalize_latex
-    from math_verify.grader import should_treat_as_complex
 
     if TRIGONOMETRIC.search(answer):
         answer = _DEGREES.sub(r"(\\frac{\1\\pi}{180})", answer)
@@ -114,13 +118,19 @@ def _parse(answer: str) -> list[Any]:
         if _UNREADABLE.search(named):
             return []
         text = normalize_latex(f"\\boxed{{{named}}}", config=_spelling())
-        is_real, case_sensitive = not should_treat_as_complex(answer), ConversionConfig(lowercase_symbols=False)
+        case_sensitive = ConversionConfig(lowercase_symbols=False)
         meaning = latex2sympy(text, is_real=is_real, normalization_config=None, conversion_config=case_sensitive)
         return [_with_imaginary_unit(meaning), text]
     except MemoryError:
         raise
     except Exception:  # its parser raises anything on malformed LaTeX
         return []
+
+
+def _is_complex(text: str) -> bool:
+    from math_verify.grader import should_treat_as_complex
+
+    return bool(should_treat_as_complex(text))
 
 
 # What the parser would drop or reorder: a prime or transpose of more than a name, zeros in front, as in (1,000), an

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fractions import Fraction
+from math import gcd
 
 from megarl.rewards.algebra import DECIMAL, TRIGONOMETRIC, equal, forget
 from megarl.rewards.library import objects, same_by_math_verify
@@ -29,6 +30,7 @@ from megarl.rewards.relations import (
 from megarl.rewards.sets import real_set
 
 MAX_DIGITS = 100
+MIN_DIGITS = 6  # of a decimal that stands for a fraction
 
 _NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 _REPEATING = (
@@ -62,6 +64,8 @@ _INEQUALITY = re.compile(
     r"[<>≤≥≠∪]|\\(?:le|ge|lt|gt|ne)(?:q|qslant)?(?![A-Za-z])|\\cup(?![A-Za-z])|\\in(?:fty)?(?![A-Za-z])|∈|setminus"
 )
 
+_NATURAL = re.compile(r"\\(?:ln|log ?_ ?(?:e|\{e\}))(?![A-Za-z])")
+_LOGARITHM = re.compile(r"\\log(?![A-Za-z]| ?_)")
 _NUMBERED = re.compile(r"([A-Za-z])_\{?[0-9]\}?=(.*)")
 _BRACKETED = re.compile(r"\([^()]*\)")
 _HALVES = ("am", "pm")
@@ -96,6 +100,8 @@ def _compare(answer: str, reference: str, value: Value) -> bool | None:
     if answer.strip() == reference.strip():
         return True
     answer, reference = bare(answer), bare(reference)
+    if _NATURAL.search(reference):
+        answer = _LOGARITHM.sub(r"\\ln", answer)
 
     def same(left: str, right: str) -> bool | None:
         return _single(left, right, value)
@@ -199,6 +205,9 @@ def _same_equations(given: list[str], wanted: list[str], value: Value, is_rounde
         return _plain(left, right, value)
 
     if len(wanted) == 1:
+        units = {unit_of(side) for side in given}
+        if len(units) == len(given) and "" not in units:
+            given = given[-1:]  # 1 hour = 60 minutes converts
         sides = [side for side in given if not names_quantity(side, wanted[0])]
         return _all_equal([(side, wanted[0]) for side in sides], value, is_rounded)
     if len(given) == 1:
@@ -253,6 +262,12 @@ def _plain(answer: str, reference: str, value: Value) -> bool | None:
     if answer.strip() == reference.strip():
         return True
     answer_unit, reference_unit = unit_of(answer, unit_of(reference)), unit_of(reference, unit_of(answer))
+    if {answer_unit, reference_unit} in ({"°", ""}, {"°", "rad"}) and r"\pi" in spell(answer + reference):
+        answer, reference = (
+            rf"({normalise(side)})\cdot\frac{{\pi}}{{180}}" if unit == "°" else normalise(side)
+            for side, unit in ((answer, answer_unit), (reference, reference_unit))
+        )
+        return value(answer, reference)
     if answer_unit and reference_unit and answer_unit != reference_unit:
         return False
     if answer_unit in _HALVES or reference_unit in _HALVES or (answer_unit == reference_unit == ""):
@@ -300,7 +315,16 @@ def _plain(answer: str, reference: str, value: Value) -> bool | None:
     if answer.endswith("%") != reference.endswith("%"):
         percent, number = (given_value, wanted_value) if answer.endswith("%") else (wanted_value, given_value)
         return number in (percent, percent / 100)
-    return given_value == wanted_value
+    return given_value == wanted_value or _is_written_out_by(given_value, reference)
+
+
+def _is_written_out_by(value: Fraction, decimal: str) -> bool:
+    """Whether the decimal gives a fraction that has no end to all of its digits, of which there are enough to tell."""
+    match = DECIMAL.fullmatch(decimal)
+    if match is None or match[3] or len(match[2].lstrip("0")) < MIN_DIGITS:
+        return False
+    endless = value.denominator // gcd(value.denominator, 10 ** len(match[2])) > 1
+    return endless and abs(value - Fraction(decimal)) * 10 ** len(match[2]) * 2 <= 1
 
 
 def _phrase(text: str) -> tuple[list[str], list[str]] | None:

@@ -76,6 +76,7 @@ _SPELLING: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
         (r"\\\$|[$€£¥]|(?<!\\)\\[()\[\]!]|\\(?:display|text|script)style(?![A-Za-z])", ""),
         (r"\\\\\[-?[0-9.]+ ?(?:mm|cm|pt|ex|em|in)\]", r"\\\\"),
         (r"\\degree(?![A-Za-z])", r"^\\circ"),
+        (r"(?<=[0-9]) ?[xX] ?(?=10 ?\^)", r"\\times "),
         (r"¢", r"\\text{ cents}"),
         (r"\\text ?\{[^{}\x00-\x7f]+\}$|[一-鿿]+$", ""),
         (

@@ -44,8 +44,15 @@ _SPOKEN_SETS = (
     ),
     (re.compile(r"(?:all|any|every) reals?(?: numbers?)?(?: [a-z])?", re.IGNORECASE), r"(-\infty,\infty)"),
 )
-_PLAIN_FUNCTION = re.compile(r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|log|ln|sqrt|exp|arcsin|arccos|arctan)(?= ?\()")
+_PLAIN_FUNCTION = re.compile(
+    r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|log|ln|arcsin|arccos|arctan)"
+    r"(?= ?[(^]|_| [0-9\\]| [a-z](?![A-Za-z])| (?:alpha|beta|gamma|theta|omega)(?![A-Za-z]))"
+)
+_PLAIN_CALL = re.compile(r"(?<![A-Za-z\\])(sqrt|exp)(?= ?\()")
+_PLAIN_GREEK = re.compile(r"(?<![A-Za-z\\])(pi|theta|alpha|beta|gamma|omega|sigma|rho|tau|lambda)(?![A-Za-z])")
+_LIBRARY = re.compile(r"(?<![A-Za-z])(?:np|numpy|math)\.(?=[a-z])")
 _PIECE = re.compile(rf"{_TEXT}(?P<words>[^{{}}]*)\}}|(?<![A-Za-z\\])(?P<bare>[A-Za-z]{{3,}})(?![A-Za-z(])")
+_OPEN, _CLOSED = re.compile(r"(?<!\\)\{"), re.compile(r"(?<!\\)\}")
 _SPOKEN = re.compile(r"[A-Za-z]{2,}|\([a-z]\)")
 
 
@@ -76,23 +83,18 @@ def _in_latex(text: str) -> str:
     text = re.sub(r"(?<=[0-9A-Za-z)}]) ?\*\* ?(?=[0-9A-Za-z({])", "^", text)
     if "*" in text and "**" not in text:
         text = re.sub(r"(?<=[0-9A-Za-z)}\]]) ?\* ?(?=[0-9A-Za-z(\\-])", r" \\cdot ", text)
-    if "\\cdot" in text or _PLAIN_FUNCTION.search(text):
-        text = re.sub(r"(?<![A-Za-z\\])(pi|theta|alpha|beta|omega|lambda)(?![A-Za-z])", r"\\\1 ", text)
+    if r"\text" not in text and re.search(r"[0-9^/+=(\\]|^pi$", text):
+        text = _PLAIN_FUNCTION.sub(r"\\\1", _LIBRARY.sub("", text))
+        text = _PLAIN_GREEK.sub(r"\\\1 ", text)
     position = 0
-    while call := _PLAIN_FUNCTION.search(text, position):
+    while call := _PLAIN_CALL.search(text, position):
         start = text.index("(", call.end())
         end = _closing(text, start)
         if end is None:
             break
-        name, argument = call[1], text[start + 1 : end]
-        new = (
-            rf"\sqrt{{{argument}}}"
-            if name == "sqrt"
-            else f"e^{{{argument}}}"
-            if name == "exp"
-            else rf"\{name}({argument})"
-        )
-        text, position = text[: call.start()] + new + text[end + 1 :], call.start() + 2
+        function = r"\sqrt" if call[1] == "sqrt" else "e^"
+        text = f"{text[: call.start()]}{function}{{{text[start + 1 : end]}}}{text[end + 1 :]}"
+        position = call.start() + 2
     return text
 
 
@@ -117,6 +119,8 @@ def phrase(text: str) -> tuple[list[str], list[str]] | None:
         said = piece["words"] if piece["words"] is not None else piece["bare"]
         if not (_SPOKEN.search(said) or (several and piece["words"] and said.strip().isalpha())):
             continue
+        if len(_OPEN.findall(text, 0, piece.start())) != len(_CLOSED.findall(text, 0, piece.start())):
+            continue  # it names something, as in v_{\text{max}}
         if before := text[start : piece.start()].strip(" ,.$"):
             values.append(before)
             last_was_word = False
