@@ -77,6 +77,7 @@ _SPELLING: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], .
         (r"\\\\\[-?[0-9.]+ ?(?:mm|cm|pt|ex|em|in)\]", r"\\\\"),
         (r"\\degree(?![A-Za-z])", r"^\\circ"),
         (r"(?<=[0-9]) ?[xX] ?(?=10 ?\^)", r"\\times "),
+        (r"\^ ?-([0-9]+)(?![0-9.])", r"^{-\1}"),
         (r"¢", r"\\text{ cents}"),
         (r"\\text ?\{[^{}\x00-\x7f]+\}$|[一-鿿]+$", ""),
         (
@@ -126,6 +127,7 @@ _LOOKS = re.compile(
     r"\\[hv]?phantom ?\{[^{}]*\}|\\(?:textcolor|color|colorbox) ?\{[^{}]*\}"
     r"|\\(?:bf|it|rm|sf|tt|large|Large|LARGE|huge|Huge|small|normalsize|boldmath|bfseries)(?![A-Za-z])"
 )
+_CHOOSE = re.compile(r"\{\s*([^{}]*?)\s*\\choose(?![A-Za-z])\s*([^{}]*?)\s*\}")
 _BOLD = re.compile(r"\s*\*\*([^*]+)\*\*\s*")
 _FACTORIAL = re.compile(r"(?<![\^0-9.,])(1[0-9]|20|[0-9])!(?!!)")
 _CURRENCY = re.compile(r"\\\$|[€£]")
@@ -165,7 +167,7 @@ def unit_of(answer: str, expected: str = "") -> str:
 @lru_cache(maxsize=1024)  # asked for by several steps about the same answer
 def spell(answer: str) -> str:
     """One spelling for what differs in typesetting only, units kept."""
-    answer = _LOOKS.sub("", answer)
+    answer = _CHOOSE.sub(r"\\binom{\1}{\2}", _LOOKS.sub("", answer))
     if bold := _BOLD.fullmatch(answer):
         answer = bold[1]
     for _ in range(MAX_WRAPPINGS):

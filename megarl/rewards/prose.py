@@ -48,7 +48,9 @@ _PLAIN_FUNCTION = re.compile(
     r"(?<![A-Za-z\\])(sin|cos|tan|cot|sec|csc|log|ln|arcsin|arccos|arctan)"
     r"(?= ?[(^]|_| [0-9\\]| [a-z](?![A-Za-z])| (?:alpha|beta|gamma|theta|omega)(?![A-Za-z]))"
 )
-_PLAIN_CALL = re.compile(r"(?<![A-Za-z\\])(sqrt|exp)(?= ?\()")
+_PLAIN_CALL = re.compile(r"(?<![A-Za-z\\])(sqrt|exp|abs)(?= ?\()")
+_AS_CALLED = {"sqrt": r"\sqrt{%s}", "exp": "e^{%s}", "abs": "|%s|"}
+_PLAIN_ROOT = re.compile(r"(?<![A-Za-z\\])sqrt ?([0-9]+)(?![0-9.])")
 _PLAIN_GREEK = re.compile(r"(?<![A-Za-z\\])(pi|theta|alpha|beta|gamma|omega|sigma|rho|tau|lambda)(?![A-Za-z])")
 _LIBRARY = re.compile(r"(?<![A-Za-z])(?:np|numpy|math)\.(?=[a-z])")
 _PIECE = re.compile(rf"{_TEXT}(?P<words>[^{{}}]*)\}}|(?<![A-Za-z\\])(?P<bare>[A-Za-z]{{3,}})(?![A-Za-z(])")
@@ -83,8 +85,8 @@ def _in_latex(text: str) -> str:
     text = re.sub(r"(?<=[0-9A-Za-z)}]) ?\*\* ?(?=[0-9A-Za-z({])", "^", text)
     if "*" in text and "**" not in text:
         text = re.sub(r"(?<=[0-9A-Za-z)}\]]) ?\* ?(?=[0-9A-Za-z(\\-])", r" \\cdot ", text)
-    if r"\text" not in text and re.search(r"[0-9^/+=(\\]|^pi$", text):
-        text = _PLAIN_FUNCTION.sub(r"\\\1", _LIBRARY.sub("", text))
+    if r"\text" not in text and (re.search(r"[0-9^/+=(\\]", text) or _PLAIN_GREEK.fullmatch(text)):
+        text = _PLAIN_ROOT.sub(r"\\sqrt{\1}", _PLAIN_FUNCTION.sub(r"\\\1", _LIBRARY.sub("", text)))
         text = _PLAIN_GREEK.sub(r"\\\1 ", text)
     position = 0
     while call := _PLAIN_CALL.search(text, position):
@@ -92,9 +94,8 @@ def _in_latex(text: str) -> str:
         end = _closing(text, start)
         if end is None:
             break
-        function = r"\sqrt" if call[1] == "sqrt" else "e^"
-        text = f"{text[: call.start()]}{function}{{{text[start + 1 : end]}}}{text[end + 1 :]}"
-        position = call.start() + 2
+        text = text[: call.start()] + _AS_CALLED[call[1]] % text[start + 1 : end] + text[end + 1 :]
+        position = call.start() + 1
     return text
 
 
