@@ -14,6 +14,7 @@ from typing import Any
 from megarl.rewards.identity import differ, same_value
 from megarl.rewards.relations import split_sides
 
+RANKED_DIGITS = 40
 DECIMAL = re.compile(r"(-?[0-9]*\.?([0-9]*))(?:(?:\\times|\\cdot) ?10\^\{?(-?[0-9]{1,3})\}?)?")
 TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _MIXED = re.compile(r"(?<![A-Za-z0-9.)}\]^_])([0-9]+) ?(\\frac\{[0-9]+\}\{[0-9]+\})")
@@ -53,6 +54,22 @@ def equal(answer: str, reference: str) -> bool:
             except Exception:  # sympy raises anything on expressions that it can't compare: these don't match
                 continue
     return False
+
+
+def number(answer: str) -> tuple[Fraction, Fraction] | None:
+    """Real and imaginary part to RANKED_DIGITS, unknowns taken at a fixed point; None for what is no number there."""
+    from sympy import Rational
+
+    try:
+        value = _parse(answer)[0]
+        symbols = sorted(value.free_symbols, key=str)
+        point = {symbol: Rational(place + 3, 2 * place + 7) for place, symbol in enumerate(symbols)}
+        parts = value.subs(point).evalf(RANKED_DIGITS + 10).as_real_imag()
+        return tuple(round(Fraction(str(part)), RANKED_DIGITS) for part in parts)  # type: ignore[return-value]
+    except MemoryError:
+        raise
+    except Exception:  # sympy raises anything on what it can't evaluate
+        return None
 
 
 def forget() -> None:

@@ -3,10 +3,12 @@ r"""Several answers in one: `1, 2`, `x = 1 \text{ or } x = 2`, `\{1, 2\}`, `\pm 
 from __future__ import annotations
 
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterable
+from typing import Any
 
-MAX_ANSWERS = 64  # more are compared as one
+MAX_ANSWERS = 256  # more are compared as one
 
 _TOKEN = re.compile(
     r"(?P<ignored>\\(?:left|right)(?![A-Za-z])\s*\.?|\\[()\[\]])"
@@ -101,10 +103,13 @@ def _both_signs(part: str) -> list[str]:
     return [plus, minus]
 
 
-def match_lists(given: list[str], wanted: list[str], equal: Callable[[str, str], bool | None]) -> bool | None:
+def match_lists(
+    given: list[str], wanted: list[str], equal: Callable[[str, str], bool | None], rank: Callable[[str], Any]
+) -> bool | None:
     """Whether every answer given is one that is wanted and none is missing; None where `equal` leaves it open.
 
-    Lists of one length pair up. Several spellings of a single answer are right if all are: `1/2 or 0.5`.
+    Lists of one length pair up. Several spellings of a single answer are right if all are: `1/2 or 0.5`. `rank` is what
+    equal answers mostly share: whom to compare first, so that a right list takes few comparisons. It decides nothing.
     """
     if len(wanted) == 1:
         return all_of(equal(answer, wanted[0]) for answer in given)
@@ -112,15 +117,19 @@ def match_lists(given: list[str], wanted: list[str], equal: Callable[[str, str],
         return False
     common = Counter(given) & Counter(wanted)
     given, wanted = list((Counter(given) - common).elements()), list((Counter(wanted) - common).elements())
-    left, undecided = list(wanted), False
+    left, undecided = sorted((rank(reference), reference) for reference in wanted), False
     for answer in given:
-        verdicts = [equal(answer, reference) for reference in left]
-        if True in verdicts:
-            left.pop(verdicts.index(True))
-        elif None in verdicts:
-            undecided = True
+        place = bisect_left(left, (rank(answer), ""))
+        for near in [*range(place, len(left)), *range(place - 1, -1, -1)]:
+            verdict = equal(answer, left[near][1])
+            if verdict is not False:
+                break
         else:
             return False
+        if verdict:
+            left.pop(near)
+        else:
+            undecided = True
     return None if undecided else True
 
 

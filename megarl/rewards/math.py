@@ -12,7 +12,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from math import gcd
 
-from megarl.rewards.algebra import DECIMAL, TRIGONOMETRIC, equal, forget
+from megarl.rewards.algebra import DECIMAL, TRIGONOMETRIC, equal, forget, number
 from megarl.rewards.library import objects, same_by_math_verify
 from megarl.rewards.lists import DOTS, all_of, match_lists, split_answers
 from megarl.rewards.normalise import MAX_CHARACTERS, normalise, spell, unit_of
@@ -67,10 +67,13 @@ _INEQUALITY = re.compile(
 _NATURAL = re.compile(r"\\(?:ln|log ?_ ?(?:e|\{e\}))(?![A-Za-z])")
 _LOGARITHM = re.compile(r"\\log(?![A-Za-z]| ?_)")
 _NUMBERED = re.compile(r"([A-Za-z])_\{?[0-9]\}?=(.*)")
+_ENCLOSED = re.compile(r"[(\[].+[)\]]")
 _BRACKETED = re.compile(r"\([^()]*\)")
 _HALVES = ("am", "pm")
 _CLOCK = re.compile(r"([0-9]{1,2})(?::([0-9]{2}))?")
 
+Rank = tuple[int, Fraction | int, Fraction | int, str]
+Number = Callable[[str], tuple[Fraction, Fraction] | None]  # normalised answer -> its value; None: it has none
 Value = Callable[[str, str], bool | None]  # normalised answer and reference -> equal; None: undecided
 
 
@@ -85,7 +88,7 @@ def fast_verdict(answer: str, reference: str) -> bool | None:
         return True
     if max(len(answer), len(reference)) > MAX_CHARACTERS:
         return None
-    verdict = _compare(answer, reference, lambda *_: None)
+    verdict = compare(answer, reference, lambda *_: None, lambda _: None)
     return None if verdict is False and not _is_final(answer, reference) else verdict
 
 
@@ -95,7 +98,7 @@ def _is_final(answer: str, reference: str) -> bool:
     return are_numbers or objects(answer, reference)
 
 
-def _compare(answer: str, reference: str, value: Value) -> bool | None:
+def compare(answer: str, reference: str, value: Value, number: Number) -> bool | None:
     """By what stands on both sides: intervals, points, or lists, whose parts `_single` compares."""
     if answer.strip() == reference.strip():
         return True
@@ -105,6 +108,10 @@ def _compare(answer: str, reference: str, value: Value) -> bool | None:
 
     def same(left: str, right: str) -> bool | None:
         return _single(left, right, value)
+
+    def ranked(part: str) -> list[Rank]:
+        part = spell(split_sides(part)[-1])
+        return [_rank(end, number) for end in (coordinates(part) if _ENCLOSED.fullmatch(part) else [part])]
 
     if _INEQUALITY.search(answer) or _INEQUALITY.search(reference):
         given_real, wanted_real = (
@@ -120,7 +127,7 @@ def _compare(answer: str, reference: str, value: Value) -> bool | None:
                 return False
             if len(given_set[1]) != len(wanted_set[1]):
                 return False
-            return match_lists(given_set[1], wanted_set[1], lambda a, b: _same_interval(a, b, same))
+            return match_lists(given_set[1], wanted_set[1], lambda a, b: _same_interval(a, b, same), ranked)
     given, wanted = split_answers(answer), split_answers(reference)
     if len(given) == len(wanted) == 1:
         return same(given[0], wanted[0])
@@ -129,10 +136,18 @@ def _compare(answer: str, reference: str, value: Value) -> bool | None:
         return len(ordered[0]) == len(ordered[1]) and all_of(map(same, *ordered))
     if _is_sequence(given) and _is_sequence(wanted):
         return len(given) == len(wanted) and all_of(map(same, given, wanted))
-    verdict = match_lists(_unnumbered(given), _unnumbered(wanted), same)
+    verdict = match_lists(_unnumbered(given), _unnumbered(wanted), same, ranked)
     if verdict is False and len(given) != len(wanted) and _INEQUALITY.search(answer + reference):
         return value(answer, reference)  # two inequalities may be one interval
     return verdict
+
+
+def _rank(part: str, number: Number) -> Rank:
+    """What equal answers mostly share: a number's value, else the spelling."""
+    part = normalise(part)
+    exact = _rational(part)
+    value = (exact, 0) if exact is not None else number(part)
+    return (0, *value, "") if value else (1, 0, 0, _tight(part).casefold())
 
 
 def _unnumbered(parts: list[str]) -> list[str]:
@@ -386,7 +401,7 @@ def math_verify_verdict(answer: str, reference: str) -> bool:
     where math-verify doesn't itself count one as inequality.
     """
     forget()
-    if _compare(answer, reference, equal):
+    if compare(answer, reference, equal, number):
         return True
     return not _is_final(answer, reference) and same_by_math_verify(answer, reference)
 

@@ -1,7 +1,12 @@
+from fractions import Fraction
+
 import pytest
 
+from megarl.rewards.algebra import equal as equal_values
+from megarl.rewards.algebra import number
 from megarl.rewards.extraction import boxed_answer, lenient_answer
 from megarl.rewards.lists import match_lists, split_answers
+from megarl.rewards.math import compare
 from megarl.rewards.normalise import unit_of
 
 
@@ -63,7 +68,42 @@ def test_lists_are_equal_in_any_order_and_of_one_length(given, wanted, verdict):
     def equal(answer, reference):
         return None if answer == "?" else answer == reference
 
-    assert match_lists(list(given), list(wanted), equal) is verdict
+    assert match_lists(list(given), list(wanted), equal, str) is verdict
+
+
+@pytest.mark.parametrize("wrong", [None, "401/2"])
+def test_a_list_of_other_spellings_takes_few_comparisons(wrong):
+    wanted = [str(n) for n in range(200)]
+    given = [f"{2 * n}/2" for n in reversed(range(200))]
+    given[77] = wrong or given[77]
+    asked = []
+
+    def equal(answer, reference):
+        asked.append((answer, reference))
+        return Fraction(answer) == Fraction(reference)
+
+    assert match_lists(given, wanted, equal, Fraction) is (wrong is None)
+    assert len(asked) <= 2 * 200
+
+
+def test_a_rank_that_misleads_changes_no_verdict():
+    def equal(answer, reference):
+        return answer.casefold() == reference.casefold()
+
+    assert match_lists(list("aBcD"), list("dCbA"), equal, str) is True
+    assert match_lists(list("aBcD"), list("dCbE"), equal, str) is False
+
+
+def test_expressions_and_points_are_ranked_by_their_values():
+    asked = []
+
+    def counted(answer, reference):
+        asked.append(answer)
+        return equal_values(answer, reference)
+
+    given = ", ".join(f"(x+{n}, {n}^{{1/2}})" for n in range(9, 1, -1))
+    wanted = ", ".join(rf"({n}+x, \sqrt{{{n}}})" for n in range(2, 10))
+    assert compare(given, wanted, counted, number) and len(asked) <= 2 * 8
 
 
 @pytest.mark.parametrize(
