@@ -12,10 +12,10 @@ from functools import cache, lru_cache
 from typing import Any
 
 from megarl.rewards.identity import differ, same_value
+from megarl.rewards.rational import DECIMAL
 from megarl.rewards.relations import split_sides
 
 RANKED_DIGITS = 40
-DECIMAL = re.compile(r"(-?[0-9]*\.?([0-9]*))(?:(?:\\times|\\cdot) ?10\^\{?(-?[0-9]{1,3})\}?)?")
 TRIGONOMETRIC = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)")
 _MIXED = re.compile(r"(?<![A-Za-z0-9.)}\]^_])([0-9]+) ?(\\frac\{[0-9]+\}\{[0-9]+\})")
 # Where the parser, which takes 2(6) for the mixed number 2 + 6, must be told that it is a product.
@@ -32,6 +32,7 @@ _DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)\^\\circ")
 def equal(answer: str, reference: str) -> bool:
     r"""Equality of normalised answers or of two equations; behind \approx the reference is a decimal that may round."""
     from math_verify import verify
+    from sympy import Set
 
     if reference.startswith(r"\approx"):
         return _is_rounded_by(answer, reference.removeprefix(r"\approx "))
@@ -45,8 +46,8 @@ def equal(answer: str, reference: str) -> bool:
             try:
                 verdict = same_value(target, gold)
                 if verdict is None and not differ(target, gold):
+                    target, gold = (side.doit() if isinstance(side, Set) else side for side in (target, gold))
                     verdict = verify(gold, target, timeout_seconds=None, raise_on_error=True)
-                    verdict = verdict and not _only_rounded(gold, target)
                 if verdict:
                     return True
             except MemoryError:
@@ -242,13 +243,3 @@ def _with_imaginary_unit(meaning: Any) -> Any:
 
     units = [symbol for symbol in getattr(meaning, "free_symbols", ()) if symbol.name == "i"]
     return meaning.subs(units[0], I) if units and isinstance(meaning, Expr) else meaning
-
-
-def _only_rounded(gold: Any, target: Any) -> bool:
-    """True for unequal numbers so small that math-verify, which rounds floats to six decimals, takes both for zero."""
-    try:
-        wanted, given = complex(gold.evalf()), complex(target.evalf())
-    except (AttributeError, TypeError, ValueError, OverflowError):
-        return False
-    size = max(abs(wanted), abs(given))
-    return size < 1e-3 and abs(wanted - given) > 1e-6 * size

@@ -10,52 +10,30 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from fractions import Fraction
-from math import gcd
 
-from megarl.rewards.algebra import DECIMAL, TRIGONOMETRIC, equal, forget, number
+from megarl.rewards.algebra import TRIGONOMETRIC, equal, forget, number
+from megarl.rewards.choices import choice
+from megarl.rewards.equations import same_equations
 from megarl.rewards.library import objects, same_by_math_verify
 from megarl.rewards.lists import DOTS, all_of, match_lists, split_answers
 from megarl.rewards.normalise import MAX_CHARACTERS, normalise, spell, unit_of
 from megarl.rewards.prose import bare, phrase, same_phrase
+from megarl.rewards.rational import rational, same_ratio, same_rational
 from megarl.rewards.relations import (
     APPROXIMATELY,
-    as_intervals,
     as_point,
+    as_set,
     coordinates,
     is_name,
     named_parts,
-    names_quantity,
     split_sides,
 )
-from megarl.rewards.sets import real_set
 
-MAX_DIGITS = 100
-MIN_DIGITS = 6  # of a decimal that stands for a fraction
-
-_NUMBER = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
-_REPEATING = (
-    r"(?P<before>[0-9]*)\.(?P<once>[0-9]*)"
-    r"(?P<period>\\(?:overline|bar)\{?[0-9]+\}?|\\dot\{?[0-9]\}?(?:[0-9]*\\dot\{?[0-9]\}?)?)"
-)
-_RATIONAL = re.compile(
-    rf"(?P<sign>-?)(?:(?P<number>{_NUMBER})|{_REPEATING}"
-    r"|(?:(?P<whole>[0-9]+)(?: |(?=\\)))?"
-    r"(?:(?P<a>[0-9]+)\.?/(?P<b>[0-9]+)|\\frac\{(?P<minus>-?)(?P<n>[0-9]+)\}\{(?P<d>[0-9]+)\}))"
-)
 _WORD = re.compile(r"\(?([A-Za-z][A-Za-z '-]*)\)?")
 _HYPHENATED = re.compile(
     r"[A-Za-z ']{4,}(?:-[A-Za-z ']{4,})+"
 )  # of shorter parts it is a difference, unless set as text
 _TEXT_ONLY = re.compile(r"\s*\\(?:text(?:bf|it|rm|normal)?|math(?:rm|bf|it)|mbox)\s*\{[^{}]*\}[\s.]*")
-_CHOICE = re.compile(
-    r"\\text\{(?:\((?P<a>[A-J])\)|(?P<b>[A-J])[).:])\}(?P<behind>.+)"
-    r"|(?:\((?P<c>[A-J])\)|(?P<d>[A-J])[).])(?P<plain>(?:[0-9$]|\\(?:frac|sqrt|text|pi)).*)"
-)
-_CHOICE_LABEL = re.compile(r"\([A-J]\)|(?<![A-Za-z])[A-J][.):]")
-_NAMED_CHOICE = re.compile(
-    r"(?:(?:option|choice|answer)s? ?\(?)([A-J])\)?|\(?([A-J])\)?(?:[:.)]| ?-) ?[A-Za-z][A-Za-z ,'-]*", re.IGNORECASE
-)
-_CHOICE_LETTER = re.compile(r"\(?([A-J])\)?")
 _FUNCTION = re.compile(rf"{TRIGONOMETRIC.pattern}|\\det|\(")
 _IN_BASE = re.compile(r"([0-9][0-9A-F]*)_(?:([0-9])|\{([0-9]+)\})")
 _DATE = re.compile(r"[0-9]{4}([-/])[01]?[0-9]\1[0-3]?[0-9]|[0-3]?[0-9]([-/])[0-3]?[0-9]\2[0-9]{4}")
@@ -94,7 +72,7 @@ def fast_verdict(answer: str, reference: str) -> bool | None:
 
 def _is_final(answer: str, reference: str) -> bool:
     """Whether our own False stands: two numbers, or what math-verify must not be asked about."""
-    are_numbers = all(_rational(normalise(side)) is not None for side in (answer, reference))
+    are_numbers = all(rational(normalise(side)) is not None for side in (answer, reference))
     return are_numbers or objects(answer, reference)
 
 
@@ -114,20 +92,11 @@ def compare(answer: str, reference: str, value: Value, number: Number) -> bool |
         return [_rank(end, number) for end in (coordinates(part) if _ENCLOSED.fullmatch(part) else [part])]
 
     if _INEQUALITY.search(answer) or _INEQUALITY.search(reference):
-        given_real, wanted_real = (
-            real_set(side, lambda end: _rational(normalise(end))) for side in (answer, reference)
-        )
-        if given_real and wanted_real:
-            return (
-                "" in (given_real[0], wanted_real[0]) and given_real[1] == wanted_real[1] or given_real == wanted_real
-            )
-        given_set, wanted_set = as_intervals(answer), as_intervals(reference)
+        given_set, wanted_set = as_set(answer), as_set(reference)
         if given_set and wanted_set:
             if given_set[0] and wanted_set[0] and given_set[0] != wanted_set[0]:
                 return False
-            if len(given_set[1]) != len(wanted_set[1]):
-                return False
-            return match_lists(given_set[1], wanted_set[1], lambda a, b: _same_interval(a, b, same), ranked)
+            return given_set[1] == wanted_set[1] or value(given_set[1], wanted_set[1])
     given, wanted = split_answers(answer), split_answers(reference)
     if len(given) == len(wanted) == 1:
         return same(given[0], wanted[0])
@@ -145,7 +114,7 @@ def compare(answer: str, reference: str, value: Value, number: Number) -> bool |
 def _rank(part: str, number: Number) -> Rank:
     """What equal answers mostly share: a number's value, else the spelling."""
     part = normalise(part)
-    exact = _rational(part)
+    exact = rational(part)
     value = (exact, 0) if exact is not None else number(part)
     return (0, *value, "") if value else (1, 0, 0, _tight(part).casefold())
 
@@ -164,112 +133,22 @@ def _is_sequence(parts: list[str]) -> bool:
     return any(map(DOTS.fullmatch, spelled)) or all(map(_TRUTH.fullmatch, spelled))
 
 
-def _same_interval(answer: str, reference: str, same: Value) -> bool | None:
-    if (answer[0], answer[-1]) != (reference[0], reference[-1]):
-        return False
-    return all_of(map(same, coordinates(answer), coordinates(reference)))
-
-
 def _single(answer: str, reference: str, value: Value) -> bool | None:
     """One answer each: an equation, a choice's letter and what it chooses, or a value."""
     if answer.strip() == reference.strip():
         return True
     given, wanted = split_sides(answer), split_sides(reference)
     if len(given) > 1 or len(wanted) > 1:
-        return _same_equations(given, wanted, value, bool(APPROXIMATELY.search(answer + reference)))
-    letters = [_only_letter(side) for side in (answer, reference)]
-    if all(letters):
-        return letters[0] == letters[1]
-    given_choice, wanted_choice = _choice(answer), _choice(reference)
-    if given_choice and wanted_choice:
-        return given_choice[0] == wanted_choice[0] and _plain(given_choice[1], wanted_choice[1], value)
-    if given_choice:
-        letter = _CHOICE_LETTER.fullmatch(spell(reference))
-        return letter[1] == given_choice[0] if letter else _plain(given_choice[1], reference, value)
-    if wanted_choice:
-        letter = _CHOICE_LETTER.fullmatch(spell(answer))
-        return letter[1] == wanted_choice[0] if letter else _plain(answer, wanted_choice[1], value)
-    return _plain(answer, reference, value)
-
-
-def _only_letter(text: str) -> str | None:
-    """The letter of `B`, `(B)`, `Option B`, `B: none of these`."""
-    text = re.sub(r"\\text\{([^{}]*)\}", r"\1", spell(text)).strip()
-    named = _NAMED_CHOICE.fullmatch(text)
-    letter = _CHOICE_LETTER.fullmatch(text)
-    return letter[1] if letter else (named[1] or named[2]) if named else None
-
-
-def _choice(text: str) -> tuple[str, str] | None:
-    r"""Letter and content of `\textbf{(B) } 5`, `(B) 5` or `B. 5`."""
-    choice = _CHOICE.fullmatch(spell(text))
-    if choice is None:
-        return None
-    if _CHOICE_LABEL.search((choice["behind"] or choice["plain"])[1:]):
-        return None  # the options, not a choice
-    letter = choice["a"] or choice["b"] or choice["c"] or choice["d"]
-    return letter, choice["behind"] or choice["plain"]
-
-
-def _same_equations(given: list[str], wanted: list[str], value: Value, is_rounded: bool) -> bool | None:
-    """Chains of sides. One that answers a value is right where every side names it or equals it; one that answers an
-    equation where it gives the same name the same value, has the same sides, or differs from it by a factor.
-    """
-
-    def same(left: str, right: str) -> bool | None:
-        return _plain(left, right, value)
-
-    if len(wanted) == 1:
-        units = {unit_of(side) for side in given}
-        if len(units) == len(given) and "" not in units:
-            given = given[-1:]  # 1 hour = 60 minutes converts
-        sides = [side for side in given if not names_quantity(side, wanted[0])]
-        return _all_equal([(side, wanted[0]) for side in sides], value, is_rounded)
-    if len(given) == 1:
-        if all(map(is_name, wanted)):
-            return False
-        sides = [side for side in wanted if not (is_name(side) and names_quantity(side, given[0]))]
-        return _all_equal([(given[0], side) for side in sides], value, is_rounded)
-    (names, values), (wanted_names, wanted_values) = _definition(given), _definition(wanted)
-    if names & wanted_names and values and wanted_values:
-        return all_of(same(side, wanted_values[-1]) for side in values)
-    if names and wanted_names and values and wanted_values and any("(" in name for name in names | wanted_names):
+        is_rounded = bool(APPROXIMATELY.search(answer + reference))
+        return same_equations(given, wanted, lambda left, right: _plain(left, right, value), value, is_rounded)
+    (letter, given_text), (wanted_letter, wanted_text) = choice(answer), choice(reference)
+    if letter and wanted_letter and letter != wanted_letter:
         return False
-    if len(given) != 2 or len(wanted) != 2:
-        return False
-    pairings = [all_of(map(same, given, sides)) for sides in (wanted, wanted[::-1])]
-    if True in pairings:
+    if letter and wanted_letter and not (given_text and wanted_text):
         return True
-    return value("=".join(map(normalise, given)), "=".join(map(normalise, wanted)))
-
-
-def _definition(sides: list[str]) -> tuple[set[str], list[str]]:
-    """The names among the sides of a chain, in one spelling, and its other sides."""
-    return {spell(side) for side in sides if is_name(side)}, [side for side in sides if not is_name(side)]
-
-
-def _all_equal(pairs: list[tuple[str, str]], value: Value, is_rounded: bool) -> bool | None:
-    """Whether all are equal; with `is_rounded` all but one may be so to the digits that they give."""
-    verdicts = [_plain(answer, reference, value) for answer, reference in pairs]
-    if all(verdict is False for verdict in verdicts):
-        return False
-    if is_rounded:
-        verdicts = [
-            _rounds(*pair, value) if verdict is False else verdict
-            for pair, verdict in zip(pairs, verdicts, strict=True)
-        ]
-    return all_of(verdicts)
-
-
-def _rounds(answer: str, reference: str, value: Value) -> bool | None:
-    """Whether one of two unequal values is a decimal that rounds the other."""
-    answer, reference = normalise(answer), normalise(reference)
-    verdicts = [
-        value(exact, rf"\approx {decimal}")
-        for exact, decimal in ((answer, reference), (reference, answer))
-        if DECIMAL.fullmatch(decimal)
-    ]
-    return True if True in verdicts else None if None in verdicts else False
+    if (letter and not given_text) or (wanted_letter and not wanted_text):
+        return _plain(answer, reference, value)
+    return _plain(given_text, wanted_text, value)
 
 
 def _plain(answer: str, reference: str, value: Value) -> bool | None:
@@ -323,23 +202,9 @@ def _plain(answer: str, reference: str, value: Value) -> bool | None:
     if all(dates) or (any(dates) and re.search("[-/]0", answer + reference)):
         return False
     if max(answer.count(":"), reference.count(":")) > 1:
-        return _same_ratio(answer.split(":"), reference.split(":"))
-    given_value, wanted_value = _rational(answer.removesuffix("%")), _rational(reference.removesuffix("%"))
-    if given_value is None or wanted_value is None:
-        return value(answer, reference)
-    if answer.endswith("%") != reference.endswith("%"):
-        percent, number = (given_value, wanted_value) if answer.endswith("%") else (wanted_value, given_value)
-        return number in (percent, percent / 100)
-    return given_value == wanted_value or _is_written_out_by(given_value, reference)
-
-
-def _is_written_out_by(value: Fraction, decimal: str) -> bool:
-    """Whether the decimal gives a fraction that has no end to all of its digits, of which there are enough to tell."""
-    match = DECIMAL.fullmatch(decimal)
-    if match is None or match[3] or len(match[2].lstrip("0")) < MIN_DIGITS:
-        return False
-    endless = value.denominator // gcd(value.denominator, 10 ** len(match[2])) > 1
-    return endless and abs(value - Fraction(decimal)) * 10 ** len(match[2]) * 2 <= 1
+        return same_ratio(answer.split(":"), reference.split(":"))
+    verdict = same_rational(answer, reference)
+    return value(answer, reference) if verdict is None else verdict
 
 
 def _phrase(text: str) -> tuple[list[str], list[str]] | None:
@@ -366,34 +231,6 @@ def _is_word(text: str) -> bool:
 def _same_word(answer: str, reference: str, is_text: bool) -> bool:
     answer, reference = answer.replace(" ", ""), reference.replace(" ", "")
     return answer == reference or ((is_text or len(answer) > 3) and answer.casefold() == reference.casefold())
-
-
-def _same_ratio(given: list[str], wanted: list[str]) -> bool:
-    """Of three or more parts, which computer algebra would divide in turn. What is no number must be spelled alike."""
-    left, right = [_rational(part) for part in given], [_rational(part) for part in wanted]
-    if len(left) != len(right) or None in left or None in right:
-        return False
-    return all(a * right[0] == b * left[0] for a, b in zip(left, right, strict=True))  # type: ignore[operator]
-
-
-def _rational(text: str) -> Fraction | None:
-    r"""The exact value of an integer, decimal, a/b, \frac{a}{b} or mixed number; None for anything else."""
-    match = _RATIONAL.fullmatch(text) if len(text) <= MAX_DIGITS else None
-    if match is None:
-        return None
-    if match["number"]:
-        value = Fraction(match["number"].rstrip("."))
-    elif match["period"]:
-        once, period = match["once"], re.sub("[^0-9]", "", match["period"])
-        value = Fraction(f"{match['before'] or 0}.{once or 0}")
-        value += Fraction(int(period), (10 ** len(period) - 1) * 10 ** len(once))
-    else:
-        denominator = int(match["b"] or match["d"])
-        if denominator == 0 or (match["minus"] and match["whole"]):
-            return None
-        value = int(match["whole"] or 0) + Fraction(int(match["a"] or match["n"]), denominator)
-        value = -value if match["minus"] else value
-    return -value if match["sign"] else value
 
 
 def math_verify_verdict(answer: str, reference: str) -> bool:

@@ -79,7 +79,8 @@ def _names(text: str) -> tuple[set[str], str]:
 _VARIABLE = rf"(?:[A-Za-z]|{_GREEK})(?:_(?:[0-9A-Za-z]|\{{[^{{}}]*\}}))?"
 _ORDER = re.compile(r"(<|>|\\(?:le|ge|ne)(?![A-Za-z])) ?")
 _OR = re.compile(r"\\cup(?![A-Za-z]) ?|\\lor(?![A-Za-z]) ?|(?:\\text\{ ?)?(?<![A-Za-z])or(?![A-Za-z]) ?\}? ?")
-_AND = re.compile(r"\\land(?![A-Za-z]) ?|\\wedge(?![A-Za-z]) ?|(?:\\text\{ ?)?(?<![A-Za-z])and(?![A-Za-z]) ?\}? ?")
+_AND = re.compile(r"[,;]|\\(?:land|wedge)(?![A-Za-z]) ?|(?:\\text\{ ?)?(?<![A-Za-z])and(?![A-Za-z]) ?\}? ?")
+_WITHOUT = re.compile(r"\\(?:setminus|backslash|smallsetminus)(?![A-Za-z]) ?")
 _SET_BUILDER = re.compile(rf"\\\{{({_VARIABLE})(?:\\in ?\\(?:mathbb|text) ?\{{?R\}}?)?(?:\\mid ?|[|:])(.*)\\\}}")
 _MEMBER = re.compile(rf"({_VARIABLE})\\in(?![A-Za-z]) ?")
 _INTERVAL = re.compile(r"[(\[].*[)\]]")
@@ -87,58 +88,62 @@ _TUPLE = re.compile(r"\(.*\)")
 _REALS = re.compile(r"\\(?:mathbb|text) ?\{?R\}?")
 
 
-def as_intervals(text: str) -> tuple[str, list[str]] | None:
-    r"""The variable ("" if none is named) and the intervals of an inequality, an interval or a union of these.
+def as_set(text: str) -> tuple[str, str] | None:
+    r"""The variable ("" if none is named) and the set that inequalities, intervals and what joins them leave it.
 
-    `x < 1 or x \ge 2` is x and (-\infty,1), [2,\infty). None for anything else.
+    `x < 1 or x \ge 2` is x and (-\infty,1)\cup[2,\infty). None for anything else.
     """
     text = spell(text)
     builder = _SET_BUILDER.fullmatch(text)
     variables = {builder[1]} if builder else set()
-    intervals = []
-    for part in split_at(_OR, builder[2] if builder else text):
-        part = part.strip()
-        if member := _MEMBER.match(part):
-            variables.add(member[1])
-            part = part[member.end() :]
-        if _REALS.fullmatch(part):
-            intervals.append(r"(-\infty,\infty)")
-        elif _INTERVAL.fullmatch(part) and len(coordinates(part)) == 2:
-            intervals.append(part)
+    alternatives = []
+    for alternative in split_at(_OR, builder[2] if builder else text):
+        found = [_of_condition(condition.strip()) for condition in split_at(_AND, alternative)]
+        variables |= {condition[0] for condition in found if condition and condition[0]}
+        if None in found or len(variables) > 1:
+            return None
+        alternatives.append(_joined(r"\cap ", [condition[1] for condition in found if condition]))
+    return (variables.pop() if variables else ""), _joined(r"\cup ", alternatives)
+
+
+def _joined(sign: str, sets: list[str]) -> str:
+    if len(sets) == 1:
+        return sets[0]
+    return sign.join(f"({part})" if re.search(r"\\cup|\\cap|\\setminus", part) else part for part in sets)
+
+
+def _of_condition(text: str) -> tuple[str, str] | None:
+    """The variable and the set of one interval or inequality, perhaps without some points."""
+    text, *taken = split_at(_WITHOUT, text)
+    without = "".join(rf"\setminus {points}" for points in taken)
+    variable = ""
+    if member := _MEMBER.match(text):
+        variable, text = member[1], text[member.end() :]
+    if _REALS.fullmatch(text):
+        return variable, r"(-\infty,\infty)" + without
+    if _INTERVAL.fullmatch(text) and len(coordinates(text)) == 2:
+        return variable, text + without
+    sides = _ORDER.split(text)
+    if len(sides) not in (3, 5) or variable:
+        return None
+    place = 2 if len(sides) == 5 or re.fullmatch(_VARIABLE, sides[2]) else 0
+    variable, below, above = sides[place], [], []
+    if not re.fullmatch(_VARIABLE, variable):
+        return None
+    for i in range(1, len(sides), 2):
+        sign, bound = sides[i], sides[i + 1 if i > place else i - 1]
+        if not bound or variable in _names(bound)[0]:
+            return None
+        if sign == r"\ne":
+            return (variable, rf"(-\infty,{bound})\cup({bound},\infty)" + without) if len(sides) == 3 else None
+        closed = sign in (r"\le", r"\ge")
+        if (sign in ("<", r"\le")) == (i > place):
+            above.append(bound + ("]" if closed else ")"))
         else:
-            found = _bounded([_ORDER.split(condition.strip()) for condition in split_at(_AND, part)])
-            if found is None:
-                return None
-            variables.add(found[0])
-            intervals += found[1]
-    return (variables.pop() if variables else "", intervals) if len(variables) < 2 else None
-
-
-def _bounded(conditions: list[list[str]]) -> tuple[str, list[str]] | None:
-    """The variable that these conditions, sides and signs in turn, bound, and the intervals that they leave it."""
-    variable, below, above = "", [], []
-    for sides in conditions:
-        if len(sides) not in (3, 5):
-            return None
-        place = 2 if len(sides) == 5 or re.fullmatch(_VARIABLE, sides[2]) else 0
-        if not re.fullmatch(_VARIABLE, sides[place]) or variable not in ("", sides[place]):
-            return None
-        variable = sides[place]
-        for sign, bound, turned in [
-            (sides[i], sides[i + 1 if i > place else i - 1], i < place) for i in range(1, len(sides), 2)
-        ]:
-            if not bound or variable in _names(bound)[0]:
-                return None
-            if sign == r"\ne":
-                return (variable, [rf"(-\infty,{bound})", rf"({bound},\infty)"]) if len(conditions) == 1 else None
-            closed = sign in (r"\le", r"\ge")
-            if (sign in ("<", r"\le")) != turned:
-                above.append(bound + ("]" if closed else ")"))
-            else:
-                below.append(("[" if closed else "(") + bound)
+            below.append(("[" if closed else "(") + bound)
     if len(below) > 1 or len(above) > 1:
         return None
-    return variable, [",".join([*(below or [r"(-\infty"]), *(above or [r"\infty)"])])]
+    return variable, ",".join([*(below or [r"(-\infty"]), *(above or [r"\infty)"])]) + without
 
 
 def coordinates(text: str) -> list[str]:
