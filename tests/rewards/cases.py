@@ -663,6 +663,56 @@ RIGHT: dict[str, list[tuple[str, str]]] = {
         (r"(1\frac12, 3)", "(1.5, 3)"),
         (r"1\frac12\pi", r"\frac{3\pi}{2}"),
     ],
+    "degrees and radians": [
+        (r"105^\circ", r"\frac{7\pi}{12}"),
+        (r"\frac{7\pi}{12}\text{ radians}", r"105^\circ"),
+        (r"(2, 60^\circ)", r"(2, \frac{\pi}{3})"),
+        (r"x = 45^\circ", r"x = \frac{\pi}{4}"),
+        (r"60^\circ, 120^\circ", r"\frac{\pi}{3}, \frac{2\pi}{3}"),
+        ("180 degrees", r"\pi"),
+    ],
+    "natural logarithms": [
+        (r"\log 125", r"3\ln 5"),
+        ("log(x+1) + C", r"\ln(x+1)+C"),
+        (r"\log_2 3", r"\frac{\ln 3}{\ln 2}"),
+        (r"\log 100", "2"),
+        (r"\log 5", r"\log_{10} 5"),
+    ],
+    "typed mathematics": [
+        ("2pi/3", r"\frac{2\pi}{3}"),
+        ("(2, pi/3)", r"(2, \frac{\pi}{3})"),
+        ("tan^2(theta)", r"\tan^2\theta"),
+        ("2 sin(alpha) cos(alpha)", r"2\sin\alpha\cos\alpha"),
+        ("exp(-2x) cos(3x)", r"e^{-2x}\cos 3x"),
+        ("np.arctan(3/7)", r"\arctan\frac{3}{7}"),
+        ("sqrt(abs(x))", r"\sqrt{|x|}"),
+        ("5sqrt7 - 1", r"5\sqrt{7}-1"),
+        ("6.4 x 10^5", "640000"),
+        ("3*2^-10", r"2^{-10}\cdot 3"),
+        (r"{9 \choose 3}", "84"),
+        ("theta", r"\theta"),
+    ],
+    "names with text": [
+        (r"0.5 v_{\text{max}}", r"\frac{v_{\text {max}}}{2}"),
+        (r"\frac{\sqrt{2}}{2} k_{\text{in}}", r"k_{\text{in}}/\sqrt{2}"),
+    ],
+    "complex next to real": [
+        (r"\frac{e^{3it}}{2+2i}+Ke^{-t}", r"\frac{e^{3 i t}}{(2+2 i)}+K e^{-t}"),
+        (r"\frac{(1-i)e^{3ix}}{2}", r"\frac{e^{3ix}}{1+i}"),
+    ],
+    "decimals of fractions": [
+        (r"\frac17", "0.142857142857"),
+        (r"2\frac{1}{3}", "2.3333333"),
+        (r"1 \text{ hour} = 3600 \text{ seconds}", "3600"),
+    ],
+    "joined sets": [
+        (r"x>0, x\ne 1", r"(0,1)\cup(1,\infty)"),
+        (r"1\le x\le\sqrt8", r"[1,2] \cup [2,2\sqrt2]"),
+        (r"x>1, x\le 4", "(1,4]"),
+        ("a<x<b", "(a,b)"),
+        (r"[-2,2]\setminus\{0\}", r"[-2,0)\cup(0,2]"),
+        (r"\{x\in\mathbb{R} \mid x>0\}", r"(0,\infty)"),
+    ],
 }
 
 WRONG: dict[str, list[tuple[str, str]]] = {
@@ -1324,6 +1374,50 @@ WRONG: dict[str, list[tuple[str, str]]] = {
         ("2(6)", "8"),
         ("(2)(6)", "8"),
         (r"2(\frac12)", "2.5"),
+    ],
+    "degrees and radians": [
+        (r"104^\circ", r"\frac{7\pi}{12}"),
+        (r"60^\circ, 150^\circ", r"\frac{\pi}{3}, \frac{2\pi}{3}"),
+        ("180", r"\pi"),
+        (r"\pi", "180"),
+    ],
+    "natural logarithms": [
+        (r"\log_{10} 5", r"\ln 5"),
+        (r"\log 6", r"\log_{10} 5"),
+        (r"3\log 6", r"3\ln 5"),
+        (r"\ln 100", "2"),
+    ],
+    "typed mathematics": [
+        ("3pi/2", r"\frac{2\pi}{3}"),
+        ("tan(theta^2)", r"\tan^2\theta"),
+        ("2 sqrt 3", r"3\sqrt{2}"),
+        ("(x-3)", "|x-3|"),
+        ("6.4 x 10^4", "640000"),
+        (r"{9 \choose 2}", "84"),
+    ],
+    "names with text": [
+        (r"v_{\text{out}}", r"v_{\text{in}}"),
+        (r"E_0-E_{\text{total}}", r"E_{\text{total}}-E_0"),
+    ],
+    "complex next to real": [
+        (r"\frac{(1+i)e^{3ix}}{2}", r"\frac{e^{3ix}}{1+i}"),
+        (r"\frac{e^{3it}}{2-2i}+Ke^{-t}", r"\frac{e^{3 i t}}{(2+2 i)}+K e^{-t}"),
+    ],
+    "decimals of fractions": [
+        (r"\frac17", "0.142857142858"),
+        ("1/7", "0.142"),
+        ("0.142857142857", r"\frac17"),
+        (r"\frac{125001}{1000000}", "0.1250000"),
+        ("1 hour = 60 minutes", "3600"),
+        ("3 hours = 180 minutes", "3"),
+    ],
+    "joined sets": [
+        (r"x>0, x\ne 2", r"(0,1)\cup(1,\infty)"),
+        (r"1\le x<\sqrt8", r"[1,2] \cup [2,2\sqrt2]"),
+        ("x>1", "(1,4]"),
+        ("a<x<b", "[a,b)"),
+        ("[-2,2]", r"[-2,0)\cup(0,2]"),
+        (r"0\le x\le 1-2^{-99}", "[0,1-2^{-100}]"),
     ],
 }
 

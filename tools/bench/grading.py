@@ -49,6 +49,7 @@ def sample(options: argparse.Namespace) -> None:
     from megarl.models.weights import hf_names
     from megarl.rollout.messages import Request, Sampling
     from megarl.rollout.pool import RolloutPool
+    from megarl.rollout.reading import Reader
 
     problems = read(options.problems)[: options.limit]
     config = parse_config(
@@ -67,7 +68,7 @@ def sample(options: argparse.Namespace) -> None:
         pool.update_weights(HuggingFaceFiles(str(options.model)).tensors(arch), version=0)
         sampling, done = Sampling(1.0, 1.0, 0, options.max_tokens), itertools.count(1)
         responses = pool.generate(requests, sampling, options.samples, lambda *_: print(next(done), end="\r"))
-    texts = tokenizer.batch_decode([response.token_ids for response in responses], skip_special_tokens=True)
+    texts = Reader(config, tokenizer).read(response.token_ids for response in responses)
     rows = [
         {"problem": i // options.samples, "response": text, "finish_reason": response.finish_reason}
         for i, (text, response) in enumerate(zip(texts, responses, strict=True))
