@@ -34,7 +34,8 @@ REFUSALS = {
     errno.ENOMEM: "leave more memory to it",
 }
 COMMON = (errno.EACCES, errno.EPERM, errno.ENOMEM)  # programs meet these and go on: no cause of what comes later
-_WRITERS = re.compile(r"inline_container|unexpected pos \d+ vs \d+")  # torch's, which loses the system's error
+# Torch's and Megatron's, which lose the system's error.
+_WRITERS = re.compile(r"inline_container|unexpected pos \d+ vs \d+|caught while starting worker \d+")
 
 
 class NotWritten(RuntimeError):

@@ -8,8 +8,8 @@ import warnings
 
 from megarl.learner.cpu import device
 
-device.install()
-logging.getLogger("megatron").setLevel(logging.ERROR)
+for logger in ("megatron", "torch.utils.cpp_extension"):  # the latter looks for a GPU when Megatron is imported
+    logging.getLogger(logger).setLevel(logging.ERROR)
 for message in (
     ".*Apex.*not installed",  # optional; torch supplies what they would
     ".*CUDA_DEVICE_MAX_CONNECTIONS",  # of no use without a GPU; the launcher sets it
@@ -19,3 +19,4 @@ for message in (
     ".*`torch.distributed.*` is deprecated",
 ):
     warnings.filterwarnings("ignore", message=message)
+device.install()

@@ -30,7 +30,7 @@ def mesh(qwen2):
 class FusedAdam(torch.optim.Optimizer):
     """Keeps its state as Transformer Engine's and Apex's do: moments by parameter, one `step` in each group."""
 
-    def __init__(self, params, lr, weight_decay, betas, eps, adam_w_mode):
+    def __init__(self, params, lr, weight_decay, betas, eps, adam_w_mode, capturable=False):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "betas": betas, "eps": eps})
 
     @torch.no_grad()
