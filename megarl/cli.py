@@ -49,11 +49,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _run(options: argparse.Namespace, arguments: list[str]) -> None:
     """A command with the config of one run, on the ranks it needs."""
+    is_rank = options.command in ON_RANKS and join_launcher()
     config = load_config(options.config, options.overrides)
     options.folder = Path(config.run.dir)  # what is written to
     resume = getattr(options, "resume", False)
     raise_file_limit()
-    is_rank = options.command in ON_RANKS and join_launcher()
     with ExitStack() as held:
         if options.command in ON_RANKS and (not is_rank or os.environ["RANK"] == "0"):
             if not launched_by_megarl():

@@ -124,6 +124,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def refuse_broken_links(folder: Path) -> None:
+    """Raises UserError for a link to nothing: whoever looks for the file would take it for one that was never there."""
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() and not path.exists():
+            raise UserError(f"{path} links to {path.readlink()}, which is not there; restore that, or remove the link")
+
+
 def refuse_pointer(path: Path) -> None:
     """Raises UserError for the few lines that git leaves in place of a large file."""
     try:

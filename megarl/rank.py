@@ -39,11 +39,13 @@ def join_launcher() -> bool:
 
     A rank of `launch` also ends when that is killed.
     """
-    if "RANK" not in os.environ:
-        os.environ.update(srun_variables(os.environ))
-    if "RANK" not in os.environ:
-        return False
     try:
+        if not os.environ.get("RANK"):  # then what else there is of a launcher's is an old one's
+            variables = srun_variables(os.environ)
+            leave_launcher()
+            os.environ.update(variables)
+            if not variables:
+                return False
         check_rendezvous(os.environ)
     except UserError:
         leave_launcher()  # there are no other ranks to leave the saying of it to
@@ -70,28 +72,31 @@ def check_rendezvous(environment: Mapping[str, str]) -> None:
             f"RANK={environment['RANK']} is set but {' and '.join(missing)} is not; unset RANK and WORLD_SIZE to have "
             "megarl start its ranks, or start them with torchrun or srun"
         )
-    rank, size = environment["RANK"], environment["WORLD_SIZE"]
+    rank, size, port = (environment[name] for name in ("RANK", "WORLD_SIZE", "MASTER_PORT"))
     if not (rank.isdecimal() and size.isdecimal() and int(rank) < int(size)):
         raise UserError(f"RANK={rank} and WORLD_SIZE={size} are not a rank and a number of ranks; unset both")
+    if not (port.isdecimal() and int(port) < 1 << 16):
+        raise UserError(f"MASTER_PORT={port} is not a port; use a number below {1 << 16}")
 
 
 def srun_variables(environment: Mapping[str, str]) -> dict[str, str]:
     """torchrun's variables for one of several tasks of srun; none elsewhere, such as in a shell of salloc."""
     step = environment.get("SLURM_STEP_ID", "")
     tasks = environment.get("SLURM_STEP_NUM_TASKS") or environment.get("SLURM_NTASKS") or "1"
-    if not step.isdecimal() or int(step) >= FIRST_RESERVED_STEP or int(tasks) < 2 or "SLURM_PROCID" not in environment:
+    is_step = step.isdecimal() and int(step) < FIRST_RESERVED_STEP
+    if not is_step or tasks in ("0", "1") or not environment.get("SLURM_PROCID"):
         return {}
     nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST", "")
     address = environment.get("MASTER_ADDR") or first_host(nodes)
     if not address:
         raise UserError("srun's tasks need MASTER_ADDR, the name of the node of task 0; SLURM_STEP_NODELIST is not set")
-    job = int(environment.get("SLURM_JOB_ID", 0))
+    job = environment.get("SLURM_JOB_ID", "")
     return {
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": tasks,
-        "LOCAL_RANK": environment.get("SLURM_LOCALID", "0"),
+        "LOCAL_RANK": environment.get("SLURM_LOCALID") or "0",
         "MASTER_ADDR": address,
-        "MASTER_PORT": environment.get("MASTER_PORT") or str(20000 + job % 20000),
+        "MASTER_PORT": environment.get("MASTER_PORT") or str(20000 + (int(job) if job.isdecimal() else 0) % 20000),
     }
 
 

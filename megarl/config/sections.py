@@ -29,7 +29,16 @@ from megarl.types import UserError
 
 DEFAULT_RECIPE = "raft_pp"
 Precision = Literal["fp32", "bf16", "fp8"]
-PathText = Annotated[str, AfterValidator(expanduser)]  # ~ is the home folder
+
+
+def _place(text: str) -> str:
+    """~ is the home folder; nothing, as an unset variable of the shell gives it, isn't the working folder."""
+    if not text.strip() or "\0" in text:
+        raise ValueError("names no file or folder")
+    return expanduser(text)
+
+
+PathText = Annotated[str, AfterValidator(_place)]
 
 
 class Section(BaseModel):
@@ -40,7 +49,7 @@ class RunConfig(Section):
     """Where the run lives and how long it is."""
 
     dir: PathText = Field("runs/default", description="run folder: checkpoints, metrics, samples, logs, config")
-    seed: int = Field(0, ge=0, description="seeds the prompt order and every rollout")
+    seed: int = Field(0, ge=0, lt=1 << 32, description="seeds the prompt order and every rollout")
     steps: int = Field(100, ge=1, description="training steps; one step is one batch of fresh rollouts")
     checkpoint_every: int = Field(50, ge=0, description="steps between checkpoints; 0: only at the end")
     keep_checkpoints: int = Field(2, ge=1, description="how many of the newest checkpoints to keep")

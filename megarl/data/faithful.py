@@ -10,7 +10,7 @@ from unicodedata import normalize
 from megarl.config import DataConfig
 from megarl.data.columns import Turn
 from megarl.data.prompts import Problem, encode_prompts, prompt_texts
-from megarl.data.templates import CLOCK, chat_of, check_opens_turn, fill, special_ids
+from megarl.data.templates import CLOCK, chat_of, check_opens_turn, fill, frame, special_ids
 from megarl.types import UserError
 
 SPREAD = 32  # rows all over the set
@@ -18,6 +18,7 @@ LONGEST = 8  # what is cut off shows on them
 CHARACTERS = 512  # rows that have a character for the first time
 BAD_SHARE = 0.25  # of the rows looked at: so many that the tokenizer changes are no exceptions
 REPEATED = 64  # prompts that are made again, to see whether they differ
+GONE = "…"  # stands where a message was
 SHOWN = 24  # characters around the place where a text is lost
 RESTORE = (
     "its files, or tokenizer_class in tokenizer_config.json, are not those that the model was trained with "
@@ -79,6 +80,15 @@ def sample_rows(problems: Sequence[Problem]) -> list[Problem]:
 
 def _check_row(data: DataConfig, row: Problem, text: str, ids: list[int], tokenizer: Any, vocabulary: int) -> None:
     """A prompt's text has the system message and the problem (white space around them may go), its tokens no more."""
+    turns, left = _turns(data, row), text
+    for turn in sorted(turns, key=lambda turn: -len(turn["content"])):  # a short one may be part of a longer one
+        if (content := turn["content"].strip()) not in left:
+            of, instead = "problem", "use data.chat_template=false"
+            if turn["role"] == "system":
+                of, instead = "system message", "put it into data.prompt_template"
+            lost = _difference(content, left)
+            raise UserError(f"{row.id}: this model's chat template changes or drops the {of}: {lost}; {instead}")
+        left = left.replace(content, GONE, 1)
     if not ids:
         raise UserError(f"{row.id} has no tokens; this model's tokenizer drops all of its text")
     if max(ids) >= vocabulary:
@@ -86,14 +96,6 @@ def _check_row(data: DataConfig, row: Problem, text: str, ids: list[int], tokeni
             f"{row.id} has token {max(ids)} ({tokenizer.convert_ids_to_tokens(max(ids))!r}), but the model has "
             f"{vocabulary} embeddings; take the tokenizer that it was trained with"
         )
-    turns = _turns(data, row)
-    for turn in turns:
-        if (content := turn["content"].strip()) not in text:
-            of, instead = "problem", "use data.chat_template=false"
-            if turn["role"] == "system":
-                of, instead = "system message", "put it into data.prompt_template"
-            lost = _difference(content, text)
-            raise UserError(f"{row.id}: this model's chat template changes or drops the {of}: {lost}; {instead}")
     last, said = normalize("NFC", turns[-1]["content"]).strip(), normalize("NFC", _read(tokenizer, ids))
     behind, expected = ("".join(each.rpartition(last)[2].split()) for each in (said, normalize("NFC", text)))
     is_ended = ids[-1] == tokenizer.eos_token_id and not text.rstrip().endswith(tokenizer.eos_token)
@@ -102,8 +104,10 @@ def _check_row(data: DataConfig, row: Problem, text: str, ids: list[int], tokeni
             f"{row.id}: this model's tokenizer ends the prompt with {behind[-40:]!r} instead of {expected[-40:]!r}; "
             "set add_eos_token=false in tokenizer_config.json, or change the post_processor in tokenizer.json"
         )
-    if ids[:2] == [tokenizer.bos_token_id] * 2:
+    if (twice := [tokenizer.bos_token_id] * 2) == ids[:2]:
         where = "the chat template" if data.chat_template else "data.prompt_template"
+        if not data.chat_template and tokenizer("1")["input_ids"][:2] == twice:
+            where = "the post_processor in tokenizer.json"
         raise UserError(f"{row.id}: the prompt begins with {tokenizer.bos_token!r} twice; take it out of {where}")
 
 
@@ -131,6 +135,13 @@ def _warnings(data: DataConfig, problems: Sequence[Problem], text: str, ids: lis
     if data.chat_template and plain == [tokenizer.bos_token_id] and ids[:1] != plain:
         found.append(
             f"prompts don't begin with {bos!r}, for the chat template doesn't write it, as the tokenizer would"
+        )
+    closing = tokenizer(frame(data, tokenizer).closing, add_special_tokens=False)["input_ids"]
+    ends = {tokenizer.eos_token_id, tokenizer.pad_token_id, *(special_ids(tokenizer) & set(closing))}
+    if ids[-1] in ends:
+        found.append(
+            f"prompts end with {tokenizer.convert_ids_to_tokens(ids[-1])!r}, as a finished turn does; take it out of "
+            + ("the chat template's end" if data.chat_template else "data.prompt_template")
         )
     control = {tokenizer.eos_token, tokenizer.pad_token, bos} - {None}
     control |= {token for i in special_ids(tokenizer) if (token := tokenizer.convert_ids_to_tokens(i)) in text}

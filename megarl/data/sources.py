@@ -7,15 +7,19 @@ import glob
 import json
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from megarl.data.columns import Row
+from megarl.files import refuse_broken_links, refuse_pointer
 from megarl.types import UserError
 
 FILES = (".jsonl", ".parquet")
 PATTERN = re.compile(r"[*?[]")
+SHARD = re.compile(r"\d+(-of-(\d+)\.)")  # train-00000-of-00003.parquet
 SPLIT_NAMES = {
     "train": "train",
     **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
@@ -56,7 +60,8 @@ def _inside(folder: Path) -> list[Path]:
 
 
 def _check_shards(setting: str, folder: Path, files: list[Path]) -> None:
-    """Raises UserError for a folder whose files can't be shards of one set: of several kinds or splits."""
+    """Raises UserError for a folder whose files can't be shards of one set, of several kinds or splits, or not all."""
+    refuse_broken_links(folder)
     kinds: dict[tuple[str, str], Path] = {}
     for file in files:
         words = re.split(r"[^a-z]+", file.name.lower())
@@ -68,6 +73,11 @@ def _check_shards(setting: str, folder: Path, files: list[Path]) -> None:
             f"{setting}={folder} holds {first.name} and {second.name}, which are not shards of one set; name a "
             f"file or a pattern, e.g. {folder}/{first.name[:5]}*{first.suffix}"
         )
+    named = [(file.name, SHARD.search(file.name)) for file in files]
+    shards = Counter((SHARD.sub(r"*\1", name), int(found[2])) for name, found in named if found)
+    for (pattern, count), found in shards.items():
+        if found < count:
+            raise UserError(f"{setting}={folder} holds {found} of the {count} shards {pattern}; get the others")
 
 
 class Rows:
@@ -101,6 +111,8 @@ class Rows:
         return path.parent if path.is_file() else Path(f"{PATTERN.split(self.name)[0]}*").parent
 
     def _of_files(self, files: list[Path]) -> Iterator[tuple[str, Row]]:
+        for file in files:
+            refuse_pointer(file)
         self.done, self.total = 0, sum(map(_size, files))
         for file in files:
             yield from self._of_parquet(file) if file.suffix == ".parquet" else self._of_jsonl(file)
@@ -176,10 +188,22 @@ def _beginning(path: Path, line: bytes) -> bytes:
     return line.removeprefix(codecs.BOM_UTF8)
 
 
+class _RepeatedKey(ValueError):
+    """A JSON object says two things of one key."""
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _RepeatedKey(next(name for name in names if names.count(name) > 1))
+    return row
+
+
 def _row(where: str, line: bytes) -> Row:
     """Raises UserError for what is no JSON object, or can't be written as text again."""
     try:
-        row = json.loads(line.decode())
+        row = json.loads(line.decode(), object_pairs_hook=_object)
         if b"\\u" in line:
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError:
@@ -191,6 +215,8 @@ def _row(where: str, line: bytes) -> Row:
     except json.JSONDecodeError as error:
         what = f"is not JSON ({error.msg} at column {error.colno})"
         raise UserError(f"{where} {what}; expected one JSON object per line") from None
+    except _RepeatedKey as error:
+        raise UserError(f"{where} has the key {error.args[0]!r} twice; keep one") from None
     except ValueError:  # of int(), which takes so many digits and no more
         digits = sys.get_int_max_str_digits()
         raise UserError(f"{where} has an integer of more than {digits} digits; write it as a string") from None

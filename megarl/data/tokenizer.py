@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megarl.files import read_json, refuse_pointer
+from megarl.files import read_json, refuse_broken_links, refuse_pointer
 from megarl.types import UserError
 
 VOCABULARIES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
@@ -80,6 +80,7 @@ def check_stop_tokens(tokenizer: Any, hf_config: Any, path: str | Path) -> None:
 
 
 def _check_files(folder: Path, setting: str) -> None:
+    refuse_broken_links(folder)
     if not any(all((folder / name).is_file() for name in names) for names in VOCABULARIES):
         raise UserError(f"{setting}{folder} has no tokenizer (tokenizer.json); save one with the model")
     for name in FILES:

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from megarl.files import read_json
+from megarl.files import read_json, refuse_broken_links
 from megarl.models import llama, qwen2
-from megarl.models.keys import check_keys, check_rope, check_values
+from megarl.models.keys import check_keys, check_rope, check_sizes, check_values
 from megarl.types import UserError
 
 FAMILIES = {"llama": llama, "qwen2": qwen2}
@@ -65,6 +65,7 @@ def read_hf_config(path: str | Path) -> Any:
         raise UserError(
             f"model.path={path} is not a folder; expected a Hugging Face model folder (config.json, *.safetensors)"
         )
+    refuse_broken_links(folder)
     if not (folder / "config.json").is_file():
         raise UserError(f"model.path={path} has no config.json; expected a Hugging Face model folder")
     try:
@@ -91,6 +92,7 @@ def architecture(hf_config: Any) -> Architecture:
         )
     check_values(hf_config.to_diff_dict(), family)
     check_rope(hf_config.rope_parameters or {}, family)
+    check_sizes(hf_config)
     heads, groups = hf_config.num_attention_heads, hf_config.num_key_value_heads or hf_config.num_attention_heads
     head_dim = getattr(hf_config, "head_dim", None) or hf_config.hidden_size // heads
     if heads % groups:

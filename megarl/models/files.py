@@ -118,7 +118,7 @@ def _shards(folder: Path) -> list[str]:
     places = read_json(folder / INDEX).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise UserError(f"{folder / INDEX} names no files; expected weight_map, a file for each tensor")
-    names = sorted(set(places.values()))
+    names = sorted({str(PurePath(name)) for name in places.values()})
     for name in names:
         if PurePath(name).is_absolute() or ".." in PurePath(name).parts:
             raise UserError(f"{folder / INDEX} names {name}, which is outside the folder")

@@ -33,6 +33,17 @@ READ = {
     "tie_word_embeddings",
     "vocab_size",
 }
+SIZES = (
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "vocab_size",
+    "head_dim",  # which may follow from others
+)
 SILENT = {
     "attn_implementation",
     "dtype",  # model.precision decides
@@ -112,7 +123,7 @@ def check_values(config: Mapping[str, Any], family: ModuleType) -> None:
 def check_rope(parameters: Mapping[str, Any], family: ModuleType) -> None:
     """Raises UserError for rotary parameters, as transformers reads them, that change more than the frequencies."""
     kind = parameters.get("rope_type", "default")
-    if kind not in ROPE:
+    if kind not in list(ROPE):  # whatever a file may hold, hashable or not
         _refuse(family, "rope_type", kind, ROPE)
     for key, value in parameters.items():
         if key in ROPE[kind]:
@@ -123,6 +134,14 @@ def check_rope(parameters: Mapping[str, Any], family: ModuleType) -> None:
                 f"config.json: {key}={_shown(value)} is not understood of rope_type {kind}; "
                 f"understood: {', '.join(sorted(ROPE[kind]))}"
             )
+
+
+def check_sizes(hf_config: Any) -> None:
+    """Raises UserError for sizes that no model has; those that are null follow from others."""
+    for key in SIZES:
+        value = getattr(hf_config, key, None)
+        if value is not None and not 0 < value < float("inf"):
+            raise UserError(f"config.json: {key}={_shown(value)} is not a number above 0")
 
 
 def _check_rope_spelling(config: Mapping[str, Any]) -> None:

@@ -176,6 +176,10 @@ class RewardPool:
                 except WorkerLost as lost:
                     self._staff.remove(worker)
                     failed_starts = 0 if worker.ready else failed_starts + 1
+                    name = self._worker_arguments[0]
+                    if ":" in name and failed_starts == (1 if lost.stuck else STARTS):
+                        module = name.partition(":")[0]
+                        raise UserError(f"reward.name={name}: module {module} can't be imported ({lost})") from None
                     if failed_starts == STARTS:
                         raise RuntimeError(
                             f"{STARTS} reward workers in a row were lost at their start: {lost}"

@@ -11,20 +11,18 @@ import time
 import psutil
 
 from megarl.processes import describe_exit, python_command, python_path
-from megarl.rewards.worker import READY
+from megarl.rewards.worker import READY, STARTUP_SECONDS
 from megarl.types import UserError
-
-STARTUP_SECONDS = 120.0
 
 Question = tuple[str, str]  # extracted answer, reference answer
 
 
 class WorkerLost(Exception):
-    """A worker that died or had to be killed; it is reaped. Says why, and whether its question's CPU budget is why."""
+    """A worker that died or had to be killed; it is reaped. Says why: its question's CPU budget, or time, or else."""
 
-    def __init__(self, reason: str, over_budget: bool = False) -> None:
+    def __init__(self, reason: str, over_budget: bool = False, stuck: bool = False) -> None:
         super().__init__(reason)
-        self.over_budget = over_budget
+        self.over_budget, self.stuck = over_budget, stuck
 
 
 class WorkerProcess:
@@ -106,7 +104,8 @@ class WorkerProcess:
         wall = time.monotonic() - self._since
         if not self.idle and wall > (wall_limit if self.ready else STARTUP_SECONDS):
             self.kill()
-            raise WorkerLost(f"the worker was stuck for {wall:.0f} s without using its CPU budget")
+            doing = "stuck for {:.0f} s without using its CPU budget" if self.ready else "not ready after {:.0f} s"
+            raise WorkerLost(f"the worker was {doing.format(wall)}", stuck=True)
         return None
 
     def _cpu_seconds(self) -> float:

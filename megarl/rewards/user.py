@@ -38,7 +38,8 @@ def load(name: str) -> Callable[[str, str], bool]:
         raise Unusable(f"reward.name={name}: module {module_name} can't be imported ({reason})") from None
     function = getattr(module, function_name, None)
     if not callable(function):
-        raise Unusable(f"reward.name={name}: module {module_name} has no function {function_name}")
+        file = getattr(module, "__file__", None) or "built into Python"
+        raise Unusable(f"reward.name={name}: module {module_name} ({file}) has no function {function_name}")
     try:
         inspect.signature(function).bind("response", "answer")
     except TypeError as error:

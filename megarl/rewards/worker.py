@@ -18,6 +18,7 @@ from megarl.rewards import reward_named
 from megarl.rewards.user import Unusable
 
 READY = b"ready\n"
+STARTUP_SECONDS = 120.0
 PARENT_CHECK_SECONDS = 1.0
 CPU_SLACK_SECONDS = 1
 MAX_ERROR = 300  # characters; a reply always fits PIPE_BUF, so it arrives whole
@@ -38,6 +39,7 @@ def main(reward: str, lenient: bool, cpu_seconds: float, memory_bytes: int, pare
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
     rules = reward_named(reward, lenient)
+    _limit_cpu(STARTUP_SECONDS)
     try:
         rules.prepare()
     except Unusable as reason:

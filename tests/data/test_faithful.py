@@ -2,7 +2,7 @@
 
 import pytest
 from odd_tokenizers import CHATML, LLAMA_3, MISTRAL, THINKING, byte_level, word_level
-from tokenizers import normalizers
+from tokenizers import normalizers, processors
 
 from megarl.config import DataConfig
 from megarl.data import arithmetic
@@ -88,6 +88,19 @@ def test_a_template_that_drops_the_system_message_is_refused():
     assert message.endswith("; put it into data.prompt_template")
 
 
+def test_a_system_message_whose_words_are_in_the_problem_is_missed_all_the_same():
+    deaf = byte_level(CHATML.replace("in messages", "in messages[-1:]"))
+    assert "drops the system message" in refusal(deaf, ["Solve. 1+1", "Solve. 2+2"], system_prompt="Solve.")
+    turns = tuple({"role": role, "content": "1"} for role in ("user", "assistant", "user"))
+    with pytest.raises(UserError, match="drops the problem"):
+        rows = [Problem("rows.jsonl:1", "1", "1", "rows.jsonl", turns)]
+        check_prompts(DataConfig(train="x", chat_template=True), rows, deaf, 1000)
+
+
+def test_a_template_that_renders_nothing_is_named_and_not_the_tokenizer():
+    assert "this model's chat template changes or drops the problem" in refusal(byte_level("{# nothing #}"))
+
+
 def test_a_template_that_shows_the_last_messages_only_is_refused():
     turns = tuple({"role": role, "content": f"{role} says {i}"} for i, role in enumerate(("user", "assistant", "user")))
     rows = [Problem("rows.jsonl:1", "all", "1", "rows.jsonl", turns)]
@@ -138,7 +151,21 @@ def test_an_appended_end_of_sequence_is_refused_where_it_is_in_the_prompt(templa
         assert message.startswith("rows.jsonl:1: ")
 
 
+@pytest.mark.parametrize("token", ["<|im_end|>", "</s>", "<pad>"])
+def test_a_prompt_that_ends_as_a_finished_turn_does_is_worth_a_warning(token):
+    (warning,) = check(byte_level(CHATML.replace("assistant\n{% endif", f"assistant\n{token}{{% endif")))
+    assert warning == f"prompts end with {token!r}, as a finished turn does; take it out of the chat template's end"
+    if token == "</s>":
+        (warning,) = check(byte_level(), prompt_template="{problem}</s>")
+        assert warning.endswith("take it out of data.prompt_template")
+
+
 def test_a_prompt_that_begins_twice_is_refused():
+    twice = byte_level(begin=True)
+    twice.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> <s> $A", special_tokens=[("<s>", twice.bos_token_id)]
+    )
+    assert "begins with '<s>' twice; take it out of the post_processor in tokenizer.json" in refusal(twice)
     message = refusal(byte_level(begin=True), prompt_template="<s>{problem}")
     assert "begins with '<s>' twice; take it out of data.prompt_template" in message
     message = refusal(byte_level("{{ bos_token }}" + LLAMA_3))

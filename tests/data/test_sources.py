@@ -180,6 +180,29 @@ def test_no_shard_is_left_out_silently(tmp_path):
     assert message == f"SOURCE={tmp_path}/*.parquet matches no file; expected .jsonl or .parquet files"
 
 
+def test_a_set_is_refused_that_lacks_some_of_the_shards_that_its_names_count(tmp_path):
+    write_shards(tmp_path, *(f"train-0000{i}-of-00003.jsonl" for i in (0, 2)))
+    message = refusal(Rows("data.train", str(tmp_path)))
+    assert message == f"data.train={tmp_path} holds 2 of the 3 shards train-*-of-00003.jsonl; get the others"
+    (tmp_path / "train-00001-of-00003.jsonl").symlink_to("gone")
+    assert "train-00001-of-00003.jsonl links to gone, which is not there" in refusal(Rows("data.train", str(tmp_path)))
+    assert len(ids(tmp_path / "train-*-of-*.jsonl")) == 4  # as asked for
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.parquet"])
+def test_a_git_lfs_pointer_is_no_data(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0f\nsize 9\n")
+    for source in (tmp_path / name, tmp_path):
+        assert f"{name} is a git-lfs pointer, not the file itself" in refusal(Rows("data.train", str(source)))
+
+
+def test_a_row_that_says_two_things_of_one_key_is_refused(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    for row in ('{"question": "1", "answer": "2", "answer": "3"}', '{"a": [{"answer": 1, "b": 2, "answer": 1}]}'):
+        path.write_text(row + "\n")
+        assert refusal(Rows("data.train", str(path))) == f"{path}:1 has the key 'answer' twice; keep one"
+
+
 def test_blank_lines_end_a_file_but_do_not_interrupt_it(tmp_path):
     write_shards(tmp_path, "0.jsonl", "1.jsonl")
     for name in ("0.jsonl", "1.jsonl"):

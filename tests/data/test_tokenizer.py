@@ -99,6 +99,10 @@ UNUSABLE = {
         lambda f: ((f / "tokenizer.json").unlink(), (f / "tokenizer.model").write_text(POINTER)),
         "tokenizer.model is a git-lfs pointer",
     ),
+    "a link to nothing": (
+        lambda f: (f / "special_tokens_map.json").symlink_to("gone"),
+        "special_tokens_map.json links to gone, which is not there",
+    ),
     "an empty file": (lambda f: (f / "tokenizer.json").write_text(""), "can't be loaded"),
     "a web page": (lambda f: (f / "tokenizer.json").write_text("<!DOCTYPE html>\n<html>"), "can't be loaded"),
     "no JSON as configuration": (lambda f: (f / "tokenizer_config.json").write_text("{"), "is not JSON"),

@@ -192,6 +192,11 @@ REFUSED = {
         },
         "rope_scaling",
     ),
+    "no layers": ({**LLAMA, "num_hidden_layers": 0}, "num_hidden_layers=0 is not a number above 0"),
+    "heads below zero": ({**LLAMA, "num_attention_heads": -4}, "num_attention_heads=-4 is not a number above 0"),
+    "a head below zero": ({**LLAMA, "head_dim": -16}, "head_dim=-16 is not a number above 0"),
+    "no number": ({**QWEN2, "rms_norm_eps": float("nan")}, "rms_norm_eps=NaN is not a number above 0"),
+    "a list of types": ({**LLAMA, "rope_scaling": {"rope_type": ["linear"], "factor": 2.0}}, 'rope_type=["linear"]'),
     "two types": ({**LLAMA, "rope_scaling": {"type": "linear", "rope_type": "default", "factor": 2.0}}, "rope_type"),
 }
 

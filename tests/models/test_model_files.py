@@ -89,6 +89,14 @@ def swap_files_in_index(folder):
     (folder / INDEX).write_text(json.dumps(index))
 
 
+def name_files_by_paths(folder):
+    shard(folder, 2)
+    index = json.loads((folder / INDEX).read_text())
+    for i, name in enumerate(sorted(index["weight_map"])):
+        index["weight_map"][name] = "./" * (i % 2) + index["weight_map"][name]
+    (folder / INDEX).write_text(json.dumps(index))
+
+
 # name -> (family, what is done to the folder, the safetensors files that aren't read)
 HELD = {
     "one file": ("qwen2", lambda folder: None, []),
@@ -106,6 +114,7 @@ HELD = {
     ),
     "shards in a folder": ("qwen2", lambda folder: shard(folder, place="shards/{}-{}.safetensors"), []),
     "an index that mistakes its files": ("qwen2", swap_files_in_index, []),
+    "an index with paths": ("qwen2", name_files_by_paths, []),
     "links into a cache": ("qwen2", link_as_the_hub_cache_does, []),
     "shards and links": ("llama", lambda folder: (shard(folder), link_as_the_hub_cache_does(folder)), []),
     "the tied head once more": ("llama", lambda f: change_tensors(f, lambda t: t | {HEAD: t[EMBEDDING].clone()}), []),
@@ -196,6 +205,16 @@ REFUSED = {
     ),
     "another name": ("qwen2", lambda f: rename(f, "consolidated.safetensors"), "has consolidated.safetensors but"),
     "a variant alone": ("qwen2", lambda f: rename(f, "model.fp16.safetensors"), "has model.fp16.safetensors but"),
+    "a link to nothing": (
+        "qwen2",
+        lambda f: ((f / SINGLE).unlink(), (f / SINGLE).symlink_to("../blobs/0f")),
+        f"{SINGLE} links to ../blobs/0f, which is not there; restore that, or remove the link",
+    ),
+    "a file of the tokenizer that links to nothing": (
+        "llama",
+        lambda f: ((f / "tokenizer_config.json").unlink(), (f / "tokenizer_config.json").symlink_to("gone")),
+        "tokenizer_config.json links to gone, which is not there",
+    ),
     "pickles alone": (
         "qwen2",
         lambda f: rename(f, "pytorch_model.bin"),

@@ -66,6 +66,8 @@ def folder(tmp_path, monkeypatch):
     (tmp_path / "grader.py").write_text(MODULE)
     (tmp_path / "broken.py").write_text("import nowhere_to_be_found")
     (tmp_path / "leaving.py").write_text("raise SystemExit(2)")
+    (tmp_path / "dying.py").write_text("import os; os.kill(os.getpid(), 11)")
+    (tmp_path / "types.py").write_text("def grade(response, answer): return True")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -128,8 +130,10 @@ def config(name, **reward):
         ("nowhere:grade", "reward.name=nowhere:grade: module nowhere can't be imported (ModuleNotFoundError"),
         ("broken:grade", "broken can't be imported (ModuleNotFoundError: No module named 'nowhere_to_be_found')"),
         ("leaving:grade", "leaving can't be imported (SystemExit: 2)"),
-        ("grader:grade", "module grader has no function grade"),
-        ("grader:NUMBER", "module grader has no function NUMBER"),
+        ("dying:grade", "module dying can't be imported (the worker was killed by SIGSEGV)"),
+        ("grader:grade", "grader.py) has no function grade"),
+        ("grader:NUMBER", "grader.py) has no function NUMBER"),
+        ("types:grade", "types.py) has no function grade"),  # Python's own
         ("grader:one_argument", "must be callable as one_argument(response, answer): too many positional arguments"),
         ("grader:later", "must not be async"),
     ],
