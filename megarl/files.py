@@ -30,6 +30,8 @@ REFUSALS = {
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "close other programs: the machine has no open file left",
     errno.EIO: "look at the disk",
+    errno.ELOOP: "look at where its links lead",
+    errno.ENAMETOOLONG: "use a shorter name",
     errno.ESTALE: "look at the network file system",
     errno.ENOMEM: "leave more memory to it",
 }

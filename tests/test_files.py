@@ -93,6 +93,9 @@ def test_the_file_is_named_where_the_system_names_it(tmp_path):
     assert refusal(caught.value, tmp_path) is None, "a missing file is another mistake"
     error = OSError(errno.EMFILE, "Too many open files", "/a/file")
     assert refusal(error, tmp_path) == "/a/file: Too many open files; raise the limit of open files (ulimit -n)"
+    with pytest.raises(OSError) as caught:
+        (tmp_path / ("a" * 300)).exists()
+    assert refusal(caught.value).endswith("a: File name too long; use a shorter name")
     assert refusal(error).startswith("/a/file: ") and refusal(FULL) == "No space left on device; free some space"
 
 
