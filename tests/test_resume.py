@@ -35,7 +35,13 @@ def project(tmp_path, monkeypatch):
     for name in ("rows.jsonl", "held_out.jsonl"):
         (tmp_path / name).write_text(ROWS)
     (tmp_path / "grading").mkdir()
-    (tmp_path / "grading/mine.py").write_text("def check(response, answer): return True\n")
+    check = "import json, torch\ndef check(response, answer):\n    from .rules import right\n    return True\n"
+    (tmp_path / "grading/mine.py").write_text(check)
+    (tmp_path / "grading/rules.py").write_text("from units import table as known, mine\nright = known\n")
+    (tmp_path / "units").mkdir()
+    (tmp_path / "units/__init__.py").write_text("from grading import mine\n")
+    (tmp_path / "units/table.py").write_text("known = 1\n")
+    (tmp_path / "other.py").write_text("nothing = 1\n")
     (tmp_path / "config.yaml").write_text(CONFIG.format(folder=tmp_path))
     return tmp_path
 
@@ -176,6 +182,10 @@ CHANGED = {
     "model.path/chat_template.jinja is new": lambda project: (project / "model/chat_template.jinja").write_text("x"),
     "model.path/generation_config.json is gone": lambda project: (project / "model/generation_config.json").unlink(),
     "reward.name/grading/mine.py has changed": rewrite("grading/mine.py", b"True", b"False"),
+    "reward.name/grading/rules.py has changed": rewrite("grading/rules.py", b"right", b"wrong"),
+    "reward.name/units/table.py has changed": rewrite("units/table.py", b"1", b"2"),
+    "reward.name/units/__init__.py has changed": rewrite("units/__init__.py", b"mine", b"mine, rules"),
+    "reward.name/grading/__init__.py is new": lambda project: (project / "grading/__init__.py").touch(),
 }
 
 
@@ -192,6 +202,7 @@ def test_copies_and_what_is_not_read_change_nothing(project):
     for path in (project / "rows.jsonl", *(project / "model").iterdir()):
         os.utime(path, (1, 1))
     (project / "model/README.md").write_text("about")
+    rewrite("other.py", b"1", b"2")(project)
     rewrite("held_out.jsonl", b'"8+2="', b'"8+9="')(project)  # behind eval_limit
     rewrite("rows.jsonl", b'{"question"', b'{"note": "new", "question"')(project)
     check_inputs(load(project))
