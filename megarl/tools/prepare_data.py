@@ -218,9 +218,9 @@ def _overrides(config: str | None) -> str:
     """What else a config needs so that it reads the columns written here."""
     if not config:
         return ""
-    data, plain = load_config(config).data, DataConfig(train="")
-    keys = ("prompt_key", "answer_key", "answer_pattern")
-    changed = {key: getattr(plain, key) for key in keys if getattr(data, key) != getattr(plain, key)}
+    data = load_config(config).data
+    plain = {key: DataConfig.model_fields[key].default for key in ("prompt_key", "answer_key", "answer_pattern")}
+    changed = {key: value for key, value in plain.items() if getattr(data, key) != value}
     return "".join(f" data.{key}={'null' if value is None else value}" for key, value in changed.items())
 
 
