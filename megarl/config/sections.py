@@ -31,14 +31,14 @@ DEFAULT_RECIPE = "raft_pp"
 Precision = Literal["fp32", "bf16", "fp8"]
 
 
-def _place(text: str) -> str:
+def place(text: str) -> str:
     """~ is the home folder; nothing, as an unset variable of the shell gives it, isn't the working folder."""
     if not text.strip() or "\0" in text:
         raise ValueError("names no file or folder")
     return expanduser(text)
 
 
-PathText = Annotated[str, AfterValidator(_place)]
+PathText = Annotated[str, AfterValidator(place)]
 
 
 class Section(BaseModel):

@@ -8,7 +8,6 @@ import signal
 import sys
 import time
 from contextlib import suppress
-from os.path import expanduser
 from typing import NoReturn
 
 from rich.console import Console
@@ -16,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from megarl.config import DataConfig, load_config
+from megarl.config.sections import place
 from megarl.data.benchmarks import BOXED, EVALUATION_SETS, LIST, TRAINING_SETS, Layout, ProblemSet
 from megarl.data.overlap import NGRAM
 from megarl.data.prepare import REASONS, Preparation, prepare
@@ -68,7 +68,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     )
     presets = ", ".join(TRAINING_SETS)
     parser.add_argument(
-        "source", type=expanduser, metavar="SOURCE", help=f"file, folder or pattern of files, hub set, or {presets}"
+        "source", type=place, metavar="SOURCE", help=f"file, folder or pattern of files, hub set, or {presets}"
     )
     parser.add_argument("--out", type=path, required=True, metavar="FILE.jsonl")
     read = parser.add_argument_group("reading")
@@ -83,7 +83,7 @@ def _parser(name: str) -> argparse.ArgumentParser:
     drop.add_argument("--config", help="take tokenizer, prompt template and max_prompt_tokens from a megarl config")
     drop.add_argument("--setting", choices=SETTINGS, help="the prompt template and limit of a published setting")
     drop.add_argument(
-        "--tokenizer", type=expanduser, metavar="MODEL", help="folder or hub name of the model whose tokens count"
+        "--tokenizer", type=place, metavar="MODEL", help="folder or hub name of the model whose tokens count"
     )
     drop.add_argument("--max-prompt-tokens", type=_positive, metavar="N", help="drop longer prompts (default: 1024)")
     drop.add_argument(

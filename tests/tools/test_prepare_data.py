@@ -208,6 +208,7 @@ def test_mistakes_are_one_line_and_leave_nothing_behind(folder, capsys):
         assert f"{option} test: " in refusal(capsys, folder, option, "test")
     assert "taken.jsonl exists; name another --out" in refusal(capsys, folder, out="taken.jsonl")
     assert "gone.jsonl does not exist" in refusal(capsys, folder, source="gone.jsonl")
+    assert refusal(capsys, folder, "--tokenizer", "") == "argument --tokenizer: invalid place value: ''"
     assert "should end in .jsonl" in refusal(capsys, folder, out="out.csv")
     assert "--preset gsm8k knows the columns" in refusal(capsys, folder, "--problem-column", "x")
     assert "--tokenizer is required" in refusal(capsys, folder, "--max-prompt-tokens", 10)
