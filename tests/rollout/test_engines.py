@@ -129,6 +129,16 @@ def test_responses_keep_the_places_of_their_requests(pool, learner):
         assert arrived[place] is answer and (answer.token_ids == other.token_ids).all()
 
 
+def test_a_request_that_an_engine_refuses_leaves_none_of_its_batch_behind(pool, learner):
+    pool.update_weights(learner.hf_weights(), 0)
+    requests, before = responses(pool)
+    too_long = Request([2] * 4000, seed=0)
+    with pytest.raises(RolloutError, match="4000"):
+        pool.generate([*requests, too_long], SAMPLING)
+    _, after = responses(pool)
+    assert all((a.token_ids == b.token_ids).all() for a, b in zip(before, after, strict=True))
+
+
 def test_equal_seeds_give_equal_samples_and_other_seeds_others(pool, learner):
     pool.update_weights(learner.hf_weights(), 0)
     first, again, other = (responses(pool, seed=seed)[1] for seed in (1, 1, 99))
