@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from torch import Tensor
 
 from megarl.config import Config
 from megarl.data.prompts import PromptSet, load_prompts
@@ -96,10 +97,15 @@ def _sample(config: Config, prompts: PromptSet, tokenizer: object, folder: Evalu
     path = config.model.path
     arch = architecture(read_hf_config(path))
     todo, size = prompts.prompts[len(folder.rows) :], config.eval.problems_per_batch
+
+    def weights() -> Iterator[tuple[str, Tensor]]:
+        return HuggingFaceFiles(path).tensors(arch)
+
     with Sampler(config, tokenizer, sorted(hf_names(arch)), folder) as sampler:
-        sampler.pool.update_weights(HuggingFaceFiles(path).tensors(arch), version=0)
+        sampler.pool.update_weights(weights(), version=0)
         for start in range(0, len(todo), size):
-            folder.append(sampler.evaluate(todo[start : start + size]))
+            with folder.phase("evaluate") as advance:
+                folder.append(sampler.pool.run(sampler.evaluate(todo[start : start + size], advance), weights))
 
 
 def _report(config: Config, prompts: PromptSet, folder: EvaluationFolder) -> None:

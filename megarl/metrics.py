@@ -18,13 +18,14 @@ from megarl.rewards.alarm import is_alarming
 from megarl.types import Batch, Metrics, RewardStatus, Rollout, SampleGroup
 
 
-def sample_metrics(rollout: Rollout, credit: Credit, batch: Batch) -> Metrics:
-    """Rewards, groups and lengths of all that was sampled, backfill included, and how much of it the recipe kept."""
+def sample_metrics(rollout: Rollout, credit: Credit, batch: Batch, step: int) -> Metrics:
+    """Rewards, groups, lengths and staleness of all that was sampled, with backfill, and how much the recipe kept."""
     groups = [*rollout.groups, *rollout.replaced]
     samples = [sample for group in groups for sample in group.drawn]
     right = np.array([np.mean([sample.correct for sample in group.drawn]) for group in groups])
     statuses = Counter(sample.status for sample in samples)
     greedy = [group.greedy for group in groups if group.greedy]
+    staleness = step - np.concatenate([sample.weight_versions for sample in rollout.samples])
     return {
         "reward/mean": float(credit.rewards.mean()),
         "reward/pass_rate": float(np.mean([sample.correct for sample in samples])),
@@ -40,6 +41,9 @@ def sample_metrics(rollout: Rollout, credit: Credit, batch: Batch) -> Metrics:
         "response/truncated": float(np.mean([sample.truncated for sample in samples])),
         **{f"reward/{status}": statuses[status] / len(samples) for status in RewardStatus},
         "reward/alarm": float(is_alarming(statuses)),
+        "staleness/mean": float(staleness.mean()),  # weight versions that its sampler was behind, of a token
+        "staleness/max": int(staleness.max()),
+        **{f"time/{name}": seconds for name, seconds in rollout.seconds.items()},
     }
 
 

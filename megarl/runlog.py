@@ -160,7 +160,7 @@ class RunLog:
                         "status": sample.status,
                         "finish_reason": sample.finish_reason,
                         "tokens": len(sample.response_ids),
-                        "weight_version": sample.weight_version,
+                        "weight_versions": [int(sample.weight_versions[i]) for i in (0, -1)],
                     }
                     file.write(json.dumps(row) + "\n")
 

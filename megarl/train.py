@@ -10,7 +10,7 @@ from megarl.algorithms.credit import credit_groups
 from megarl.config import Config
 from megarl.data.batch import build_batch, minibatches
 from megarl.data.tokenizer import load_tokenizer
-from megarl.learner.agreement import probe_policy, step_agreement
+from megarl.learner.agreement import probe_agreement, probe_policy, step_agreement
 from megarl.learner.checkpoint import CheckpointStore
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
@@ -58,7 +58,7 @@ def train(config: Config, resume: bool = False) -> None:
                 source.update_weights(learner.hf_weights(), version)
 
         def evaluate(done: int) -> Metrics:
-            groups = source.evaluate()
+            groups = source.evaluate(learner.hf_weights)
             log.samples(f"eval_{done:06d}", groups)
             return evaluation_metrics(groups) | probe_policy(config, learner, groups)
 
@@ -76,10 +76,11 @@ def train(config: Config, resume: bool = False) -> None:
         done = start
 
         for step in range(start, config.run.steps):
-            rollout = source.next_rollout(step)
+            rollout = source.next_rollout(step, learner.hf_weights)
             credit = credit_groups(recipe, rollout.groups, config.rollout.max_response_tokens)
             sampled = build_batch(rollout.groups, credit)
             with log.phase("annotate"):
+                agreement = probe_agreement(config, learner, rollout.probe)
                 batch = learner.annotate(sampled)
             updates = []
             with log.phase("update"):
@@ -91,8 +92,8 @@ def train(config: Config, resume: bool = False) -> None:
                     pairs=recipe.objective == "dpo",
                 ):
                     updates.append((minibatch, learner.update(minibatch, step)))
-            metrics = sample_metrics(rollout, credit, batch) | update_metrics(recipe, updates)
-            metrics |= step_agreement(config, sampled, updates)
+            metrics = sample_metrics(rollout, credit, batch, step) | update_metrics(recipe, updates)
+            metrics |= agreement | step_agreement(config, step, sampled, updates)
             done = step + 1
             sync_weights(done)
 

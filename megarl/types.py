@@ -48,14 +48,14 @@ class Prompt:
 
 @dataclass
 class Sample:
-    """One response of the policy to a prompt, stamped with the version of the weights that generated it."""
+    """One response of the policy to a prompt. Weight version v is that of the policy after v training steps."""
 
     index: int
     response_ids: np.ndarray  # i32[R], including the end-of-sequence token where there is one
     rollout_logprobs: np.ndarray  # f32[R], of the temperature-scaled distribution that was sampled from
     text: str
     finish_reason: str  # "stop" | "length"
-    weight_version: int
+    weight_versions: np.ndarray  # i32[R], that of the weights which sampled each token
     status: RewardStatus = RewardStatus.ERROR
     extracted: str | None = None
 
@@ -89,6 +89,14 @@ class Rollout:
 
     groups: list[SampleGroup]
     replaced: list[SampleGroup] = field(default_factory=list)
+    probe: list[SampleGroup] = field(default_factory=list)  # by the current weights, where the others may not be
+    seconds: Metrics = field(default_factory=dict)  # what its generation and grading took, beside other things
+
+    @property
+    def samples(self) -> list[Sample]:
+        """All that were drawn for the step, learned from or not."""
+        groups = [*self.groups, *self.replaced]
+        return [sample for group in groups for sample in (*group.drawn, *([group.greedy] if group.greedy else ()))]
 
 
 @dataclass
@@ -101,6 +109,7 @@ class Batch:
     advantages: Tensor  # f32[T]
     prompt_index: Tensor  # i64[S], which prompt of the step each sequence answers
     rollout_logprobs: Tensor | None = None  # f32[T], by the rollout engine
+    weight_versions: Tensor | None = None  # i32[T], of the weights that sampled; 0 on prompts
     old_logprobs: Tensor | None = None  # f32[T], by the policy that the ratio is taken against
     ref_logprobs: Tensor | None = None  # f32[T], by the frozen reference
     values: Tensor | None = None  # f32[T], by the critic before this step's first update

@@ -378,7 +378,7 @@ def test_a_batch_replaces_what_a_crash_left_and_a_full_disk_loses_nothing(evalua
                     np.zeros(saved["tokens"], np.float32),
                     saved["response"],
                     saved["finish_reason"],
-                    0,
+                    np.zeros(saved["tokens"], np.int32),
                     RewardStatus(saved["status"]),
                     saved["extracted"],
                 )

@@ -26,7 +26,7 @@ def make_samples(*samples):
     for i, (letter, length) in enumerate(samples):
         finish = "length" if letter == "t" else "stop"
         ids, logprobs = np.arange(length, dtype=np.int32), np.zeros(length, np.float32)
-        made.append(Sample(i, ids, logprobs, "", finish, 0, RewardStatus(KIND[letter])))
+        made.append(Sample(i, ids, logprobs, "", finish, np.zeros(len(ids), np.int32), RewardStatus(KIND[letter])))
     return made
 
 
@@ -48,7 +48,7 @@ def test_sample_metrics_count_groups_verdicts_and_lengths_and_what_was_kept():
     keep = torch.tensor([False, False, True, True, False, False, False, False])
     credit = Credit(keep, torch.zeros(8), rewards=torch.tensor([1.0, 1.0, 1.0, -1.0, -1.5, -1.0, 0.0, 0.0]))
     batch = build_batch(GROUPS, credit)
-    assert sample_metrics(Rollout(GROUPS), credit, batch) == {
+    assert sample_metrics(Rollout(GROUPS), credit, batch, 0) == {
         "reward/mean": -0.5 / 8,
         "reward/pass_rate": 3 / 8,
         "groups/all_correct": 1 / 4,
@@ -64,13 +64,15 @@ def test_sample_metrics_count_groups_verdicts_and_lengths_and_what_was_kept():
         "reward/correct": 3 / 8,
         **{f"reward/{status}": 1 / 8 for status in ("wrong", "no_answer", "truncated", "timeout", "error")},
         "reward/alarm": 1,
+        "staleness/mean": 0,
+        "staleness/max": 0,
     }
 
 
 def test_sample_metrics_of_a_step_that_keeps_nothing_are_zero_where_they_count_what_was_kept():
     credit = Credit(torch.zeros(8, dtype=torch.bool), torch.zeros(8), torch.zeros(8))
     batch = build_batch(GROUPS, credit)
-    metrics = sample_metrics(Rollout(GROUPS), credit, batch)
+    metrics = sample_metrics(Rollout(GROUPS), credit, batch, 0)
     assert metrics["samples/kept"] == metrics["tokens/kept"] == 0
     assert metrics["samples/generated"] == 8
 
@@ -78,8 +80,8 @@ def test_sample_metrics_of_a_step_that_keeps_nothing_are_zero_where_they_count_w
 def test_replaced_groups_count_as_sampled_and_not_as_kept():
     credit = Credit(torch.tensor([True, True]), torch.zeros(2), torch.zeros(2))
     batch = build_batch(GROUPS[1:2], credit)
-    metrics = sample_metrics(Rollout(GROUPS[1:2], replaced=[GROUPS[0], *GROUPS[2:]]), credit, batch)
-    assert metrics == sample_metrics(Rollout(GROUPS), credit, batch)
+    metrics = sample_metrics(Rollout(GROUPS[1:2], replaced=[GROUPS[0], *GROUPS[2:]]), credit, batch, 0)
+    assert metrics == sample_metrics(Rollout(GROUPS), credit, batch, 0)
     assert (metrics["samples/generated"], metrics["samples/kept"], metrics["tokens/kept"]) == (8, 2, 6)
     assert metrics["groups/mixed"] == 1 / 4
 
@@ -92,7 +94,7 @@ def test_unused_samples_count_as_sampled_and_in_their_groups_verdicts():
     ]
     credit = Credit(torch.ones(6, dtype=torch.bool), torch.zeros(6), torch.zeros(6))
     batch = build_batch(groups, credit)
-    metrics = sample_metrics(Rollout(groups), credit, batch)
+    metrics = sample_metrics(Rollout(groups), credit, batch, 0)
     assert metrics["reward/pass_rate"] == metrics["reward/correct"] == 4 / 10
     assert (metrics["reward/wrong"], metrics["reward/truncated"], metrics["reward/timeout"]) == (4 / 10, 1 / 10, 1 / 10)
     assert metrics["groups/mixed"] == metrics["groups/all_wrong"] == metrics["groups/all_correct"] == 1 / 3
@@ -106,7 +108,7 @@ def test_greedy_responses_cost_tokens_and_say_nothing_of_the_policy_that_samples
     plain = [group("a", ("w", 2), ("w", 4)), group("b", ("c", 2), ("w", 4))]
     credit = Credit(torch.ones(4, dtype=torch.bool), torch.zeros(4), torch.zeros(4))
     batch = build_batch(groups, credit)
-    with_greedy, without = (sample_metrics(Rollout(g), credit, batch) for g in (groups, plain))
+    with_greedy, without = (sample_metrics(Rollout(g), credit, batch, 0) for g in (groups, plain))
     assert (with_greedy.pop("samples/generated"), without.pop("samples/generated")) == (6, 4)
     assert (with_greedy.pop("tokens/generated"), without.pop("tokens/generated")) == (92, 12)
     assert with_greedy == without
@@ -284,7 +286,7 @@ def test_kl_is_estimated_from_the_response_tokens():
 def test_samples_rejected_for_their_mismatch_are_counted_and_not_kept():
     credit = Credit(torch.tensor([True, True]), torch.zeros(2), torch.zeros(2))
     sampled = build_batch(GROUPS[1:2], credit)
-    metrics = sample_metrics(Rollout(GROUPS[1:2]), credit, sampled.select(torch.tensor([1])))
+    metrics = sample_metrics(Rollout(GROUPS[1:2]), credit, sampled.select(torch.tensor([1])), 0)
     assert (metrics["samples/kept"], metrics["samples/rejected"], metrics["tokens/kept"]) == (1, 1, 4)
 
 

@@ -7,6 +7,7 @@ what would be legal (`UserError`).
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -181,6 +182,14 @@ class RolloutConfig(Section):
         False, description="no CUDA graphs: ready up to a minute sooner, slower to generate (GPU only)"
     )
     kv_cache_gib: int = Field(1, ge=1, description="KV cache of an engine (CPU only)")
+    weight_update: Literal["drain", "in_flight"] = Field(
+        "drain",
+        description="with schedule.max_staleness: new weights wait for the responses that are being generated, or "
+        "interrupt them (in_flight), which go on with them",
+    )
+    stall_seconds: float = Field(
+        300, gt=0, description="an engine that is at work and silent for so long is killed and started again"
+    )
     bucket_mib: int = Field(256, ge=1, description="weights travel in buckets of about this size")
     max_logprob_difference: float | None = Field(
         None, gt=0, description="stop when mean |log-prob| differs more between engine and learner; null: by precision"
@@ -221,6 +230,17 @@ class ScheduleConfig(Section):
         None, ge=1, description="prompts per optimizer update; null: all of the step's"
     )
     epochs: int = Field(1, ge=1, description="passes over a step's samples")
+    max_staleness: int = Field(
+        0,
+        ge=0,
+        description="steps that generation may run ahead of learning; 0: every sample is by the policy that learns",
+    )
+    partial_rollouts: int | None = Field(
+        None,
+        ge=1,
+        description="tokens after which a new version of the weights needn't wait for a response to be finished: it "
+        "goes on with them; null: every response is of one version, or see rollout.weight_update",
+    )
 
 
 class OptimConfig(Section):
@@ -352,6 +372,8 @@ class Config(Section):
                 f"critic.head_start_steps={self.critic.head_start_steps} leaves the policy none of run.steps="
                 f"{self.run.steps}; use less"
             )
+        for problem in _stale_problems(self):
+            raise UserError(problem)
         if (m := self.schedule.minibatch_prompts) is not None and m > self.schedule.prompts_per_step:
             raise UserError(
                 f"schedule.minibatch_prompts={m} is more than schedule.prompts_per_step="
@@ -372,6 +394,39 @@ class Config(Section):
     @property
     def max_sequence_tokens(self) -> int:
         return self.data.max_prompt_tokens + max(self.rollout.max_response_tokens, self.eval.max_response_tokens or 0)
+
+
+def _stale_problems(config: Config) -> Iterator[str]:
+    """What samples by an older policy can't be used for, and what acts on them alone."""
+    recipe, schedule, update = config.recipe, config.schedule, config.rollout.weight_update
+    behind, partial = schedule.max_staleness, schedule.partial_rollouts
+    if partial is not None and not behind:
+        yield (
+            f"schedule.partial_rollouts={partial} carries responses over to newer weights, which "
+            "schedule.max_staleness=0 excludes; use max_staleness of at least 1, or partial_rollouts=null"
+        )
+    if update == "in_flight" and not behind:
+        yield (
+            "rollout.weight_update=in_flight interrupts responses, but with schedule.max_staleness=0 none are being "
+            "generated then; use max_staleness of at least 1, or weight_update=drain"
+        )
+    if partial is not None and update == "in_flight":
+        yield (
+            f"schedule.partial_rollouts={partial} is for rollout.weight_update=drain: in_flight waits for no tokens; "
+            "use drain, or partial_rollouts=null"
+        )
+    if not behind or recipe.objective == "dpo":  # which learns from anybody's samples
+        return
+    if not recipe.off_policy_fields and schedule.epochs > 1:
+        yield (
+            f"schedule.max_staleness={behind} with schedule.epochs={schedule.epochs}: recipe {recipe.name} has no "
+            "ratio to the policy that sampled; use epochs=1, max_staleness=0, or recipe.ratio=token with a clip"
+        )
+    if recipe.off_policy_fields and recipe.old_policy == "trainer" and recipe.mismatch == "none":
+        yield (
+            f"schedule.max_staleness={behind}: recipe {recipe.name} takes its ratio against the policy that begins the "
+            "step, which is not the one that sampled; use recipe.old_policy=rollout, or a recipe.mismatch correction"
+        )
 
 
 def _expanded(text: str) -> str:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from megarl.algorithms.credit import Credit
-from megarl.types import Batch, SampleGroup
+from megarl.types import Batch, Prompt, SampleGroup
 
 
 def build_batch(groups: list[SampleGroup], credit: Credit) -> Batch:
@@ -20,8 +20,8 @@ def build_batch(groups: list[SampleGroup], credit: Credit) -> Batch:
         advantages=credit.advantages[credit.keep].float(),
         prompt_index=[i for i, _, _ in kept],
     )
-    logprobs = [np.pad(s.rollout_logprobs, (len(p.token_ids), 0)) for _, p, s in kept]
-    batch.rollout_logprobs = torch.from_numpy(np.concatenate(logprobs)) if kept else torch.zeros(0)
+    batch.rollout_logprobs = _on_responses([(p, s.rollout_logprobs) for _, p, s in kept], np.float32)
+    batch.weight_versions = _on_responses([(p, s.weight_versions) for _, p, s in kept], np.int32)
     return batch
 
 
@@ -47,6 +47,12 @@ def minibatches(
                 yield batch
             elif inside.any():
                 yield batch.select(inside.nonzero().flatten())
+
+
+def _on_responses(values: list[tuple[Prompt, np.ndarray]], dtype: type) -> torch.Tensor:
+    """Values of the tokens of each response, end to end, with 0 on the prompts before them."""
+    parts = [np.pad(of_response, (len(prompt.token_ids), 0)) for prompt, of_response in values]
+    return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts]))
 
 
 def _flat(

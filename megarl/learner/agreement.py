@@ -39,18 +39,39 @@ def check_agreement(config: Config, batch: Batch, logprobs: Tensor) -> Metrics:
     return metrics
 
 
-def step_agreement(config: Config, batch: Batch, updates: list[tuple[Batch, Update]]) -> Metrics:
-    """check_agreement of a step: on all its samples where the learner scored them first, else on the first mini-batch.
+def step_agreement(config: Config, step: int, batch: Batch, updates: list[tuple[Batch, Update]]) -> Metrics:
+    """mismatch/* of a step: on all its samples where the learner scored them first, else on the first mini-batch.
 
-    Samples that the recipe rejects for their mismatch are among the former.
+    Samples that the recipe rejects for their mismatch are among the former. Checked where all are by the step's
+    weights; else mismatch/lag_<k> is the mean |log-prob difference| of the tokens from k versions before.
     """
     if config.recipe.needs_old_logprobs(config.updates_per_step) and len(batch):
-        assert batch.old_logprobs is not None
-        return check_agreement(config, batch, batch.old_logprobs)
-    if updates:
-        first, update = updates[0]
-        return check_agreement(config, first, update.logprobs)
-    return {}
+        logprobs = batch.old_logprobs
+    elif updates:
+        batch, update = updates[0]
+        logprobs = update.logprobs
+    else:
+        return {}
+    assert logprobs is not None and batch.rollout_logprobs is not None and batch.weight_versions is not None
+    lag = step - batch.weight_versions
+    lags = lag[batch.mask > 0].unique().tolist()
+    if lags == [0]:
+        return check_agreement(config, batch, logprobs)
+    metrics = mismatch_metrics(logprobs, batch.rollout_logprobs, batch.mask)
+    for k in lags:
+        of_lag = mismatch_metrics(logprobs, batch.rollout_logprobs, batch.mask * (lag == k))
+        metrics[f"mismatch/lag_{k}"] = of_lag["mismatch/mean"]
+    return metrics
+
+
+def probe_agreement(config: Config, learner: Learner, probe: list[SampleGroup]) -> Metrics:
+    """mismatch/probe: check_agreement on responses of every engine by the current weights, if there are any.
+    Collective."""
+    if not probe:
+        return {}
+    batch = _batch_of(probe)
+    logprobs, _ = learner.score(batch)
+    return {"mismatch/probe": check_agreement(config, batch, logprobs)["mismatch/mean"]}
 
 
 def probe_policy(config: Config, learner: Learner, groups: list[SampleGroup]) -> Metrics:
@@ -61,9 +82,7 @@ def probe_policy(config: Config, learner: Learner, groups: list[SampleGroup]) ->
     """
     if config.eval.temperature != config.rollout.temperature:
         return {}
-    probe = groups[:PROBE_GROUPS]
-    count = sum(len(group.samples) for group in probe)
-    batch = build_batch(probe, Credit(torch.ones(count, dtype=torch.bool), torch.zeros(count), torch.zeros(count)))
+    batch = _batch_of(groups[:PROBE_GROUPS])
     logprobs, entropy = learner.score(batch)
     metrics = {f"eval/{name}": value for name, value in check_agreement(config, batch, logprobs).items()}
     response = batch.mask > 0
@@ -75,3 +94,9 @@ def probe_policy(config: Config, learner: Learner, groups: list[SampleGroup]) ->
             metrics[f"eval/kl_{estimator}"] = float(kl.double().mean())
         metrics["eval/kl_sequence"] = float((logprobs - reference)[response].double().sum() / len(batch))
     return metrics
+
+
+def _batch_of(groups: list[SampleGroup]) -> Batch:
+    """All samples of these groups, to be scored."""
+    count = sum(len(group.samples) for group in groups)
+    return build_batch(groups, Credit(torch.ones(count, dtype=torch.bool), torch.zeros(count), torch.zeros(count)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
@@ -42,12 +43,11 @@ class Grading:
         self._waiting.put((place, response))
         self._tasks.append(self._grader.run(self._grade_what_waits))
 
-    def results(self, on_progress: Callable[[int], object]) -> list[tuple[str, Verdict]]:
+    async def results(self) -> list[tuple[str, Verdict]]:
         """The text and the verdict of every response, in order, once all are graded; an error of the thread is raised
         here."""
         for task in self._tasks:
-            task.result()
-            on_progress(len(self.graded))
+            await asyncio.wrap_future(task)
         return [self.graded[place] for place in range(len(self._answers))]
 
     def _grade_what_waits(self) -> None:

@@ -1,23 +1,23 @@
-"""What travels between the trainer and an engine's process."""
+"""What travels between the trainer and an engine's process.
+
+To the engine go Start, AnnounceWeights, StartUpdate, LoadBucket and FinishUpdate, each answered by a Done before the
+next is sent, and at any time Submit and Abort, which have no answer of their own. From it come Done, Refused, Finished
+and Progress; when it can't go on, Broken, its last words.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-
-@dataclass(frozen=True)
-class Request:
-    """One response to sample."""
-
-    prompt_ids: list[int]
-    seed: int
+FIRST = -1  # the `due` of a request that goes before all training steps
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample it. Recorded log-probs are those of the distribution that was sampled from."""
+    """How to sample a response. Recorded log-probs are those of the distribution that was sampled from."""
 
     temperature: float
     top_p: float
@@ -26,8 +26,106 @@ class Sampling:
 
 
 @dataclass(frozen=True)
+class Request:
+    """One response to sample. Those with a smaller `due`, the training step that waits for it, are begun first."""
+
+    prompt_ids: list[int]
+    seed: int
+    due: int = FIRST
+
+
+@dataclass(frozen=True)
 class Response:
     token_ids: np.ndarray  # i32[R]
     logprobs: np.ndarray  # f32[R]
     finish_reason: str  # "stop" | "length"
-    weight_version: int
+    weight_versions: np.ndarray  # i32[R], that of the weights which sampled each token
+
+
+@dataclass(frozen=True)
+class Start:
+    """Load the model with these arguments of vllm.LLM."""
+
+    options: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AnnounceWeights:
+    """The names of all tensors that every update brings."""
+
+    names: list[str]
+
+
+@dataclass(frozen=True)
+class StartUpdate:
+    """Get ready for new weights, once every response that is being generated is finished or has grown by `patience`
+    tokens since the last update; without patience, once they are finished. No other is begun meanwhile."""
+
+    patience: int | None = None
+
+
+@dataclass(frozen=True)
+class LoadBucket:
+    """Load a bucketful of weights, as `Bucket.message` describes it."""
+
+    bucket: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class FinishUpdate:
+    """Serve the new weights; what is being generated goes on with them, its tokens so far computed anew."""
+
+    version: int
+
+
+@dataclass(frozen=True)
+class Submit:
+    """Requests, each with the number that its response will carry."""
+
+    requests: list[tuple[int, Request]]
+    sampling: Sampling
+
+
+@dataclass(frozen=True)
+class Abort:
+    """Give up the requests of these numbers, where they aren't finished."""
+
+    numbers: list[int]
+
+
+@dataclass(frozen=True)
+class Done:
+    """The last command was carried out, or why it was not."""
+
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A request can't be served, here or by any engine."""
+
+    number: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The numbers and responses that a step of generation has finished."""
+
+    responses: list[tuple[int, Response]]
+    busy: float  # seconds of generation so far
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Said about every second while nothing is finished."""
+
+    tokens: int  # of all unfinished responses
+    busy: float
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Generation failed; the engine ends."""
+
+    reason: str

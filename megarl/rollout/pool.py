@@ -1,98 +1,198 @@
-"""The rollout engines of a run: starts them, spreads requests over them, keeps their weights current."""
+"""The rollout engines of a run: spreads requests over them, keeps their weights current, and replaces one that dies."""
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-from collections.abc import Callable, Iterable
-from multiprocessing.connection import Connection, wait
+import asyncio
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import Future, wait
+from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from megarl.config import Config
-from megarl.processes import python_command, python_path, why_killed
-from megarl.rank import LAUNCHER_VARIABLES
-from megarl.rollout.messages import Request, Response, Sampling
-from megarl.rollout.transfer import BACKEND, WORKER_EXTENSION, Bucket, WeightTransferError
+from megarl.rollout.background import Background
+from megarl.rollout.engine import Engine, EngineDied, LocalEngine, engine_options, start_waves
+from megarl.rollout.messages import (
+    Abort,
+    AnnounceWeights,
+    Done,
+    Finished,
+    FinishUpdate,
+    LoadBucket,
+    Progress,
+    Refused,
+    Request,
+    Response,
+    Sampling,
+    Start,
+    StartUpdate,
+    Submit,
+)
+from megarl.rollout.transfer import Bucket, WeightTransferError
 
-PREFILL_TOKENS = 8192  # tokens of whole prompts that an engine on a CPU takes in at a time
-
-
+T = TypeVar("T")
 OnResponse = Callable[[int, Response], object]  # takes the place of a request and its response
-
-
-def _ignore(place: int, response: Response) -> None:
-    pass
+START_SECONDS = 1800  # for an engine to load its model, on a disk that nobody has read yet
+RESTARTS = 3  # of an engine that does nothing in between
+BACK_OFF_SECONDS = 1.0  # before the first of them, and double before each one more
 
 
 class RolloutError(RuntimeError):
     """An engine failed; the message says which, why, and where its log is."""
 
 
-class RolloutPool:
-    """vLLM engines as child processes of this one. Weights arrive by `update_weights`; until then nothing is served."""
+class State(StrEnum):
+    """What an engine is good for."""
 
-    def __init__(self, config: Config, log_dir: Path, tensor_names: list[str]) -> None:
-        self.config, self.log_dir = config, log_dir
+    STARTING = "starting"
+    STALE = "stale"  # without weights, or refused the last ones: serves nothing before a complete update
+    HEALTHY = "healthy"
+    SUSPECT = "suspect"  # owes something and has been silent for half of what is allowed
+    DEAD = "dead"  # and will not be started again
+
+
+@dataclass
+class Work:
+    """A request on its way to a response."""
+
+    number: int
+    request: Request
+    sampling: Sampling
+    response: asyncio.Future[Response]
+
+
+@dataclass(eq=False)
+class Member:
+    """An engine of the pool, through all of its processes."""
+
+    index: int
+    log_path: Path
+    state: State = State.STARTING
+    engine: Engine | None = None
+    work: dict[int, Work] = field(default_factory=dict)  # given to it and not answered
+    reply: asyncio.Future[str | None] | None = None  # to a command: the error, if any
+    heard: float = 0.0  # when it last said something, or was given something after it owed nothing
+    tokens: int = 0  # of its unfinished responses, when it last told
+    busy: float = 0.0  # seconds of generation, of all its processes
+    busy_before: float = 0.0  # of those that died
+    deaths: int = 0  # since it last finished a response
+
+    @property
+    def owes(self) -> bool:
+        return bool(self.work) or self.reply is not None
+
+
+Receivers = dict[Member, Engine]  # of an update: which process of which member
+
+
+class RolloutPool:
+    """vLLM engines, each a process of its own. Weights arrive by `update_weights`; until then nothing is served.
+
+    What an engine was doing when it died is done again by the others, or by the one that is started in its place once
+    that has weights, with the same random numbers. `say` is told of it.
+    """
+
+    def __init__(
+        self, config: Config, log_dir: Path, tensor_names: list[str], say: Callable[[str], object] = print
+    ) -> None:
+        self.config, self.say = config, say
         log_dir.mkdir(parents=True, exist_ok=True)
+        self.members = [Member(i, log_dir / f"rollout_{i}.log") for i in range(config.rollout.engines)]
+        self.version: int | None = None  # of the weights served; None: none, or the last ones were refused
+        self.restarts = 0
+        self.background = Background("rollout")
         self._names = tensor_names
-        self._engines = [_EngineProcess(i, config, log_dir) for i in range(config.rollout.engines)]
-        self._waves = start_waves(config)
-        self._start(self._waves[0])
+        self._homeless: list[Work] = []  # that no engine can take now
+        self._numbers = itertools.count()
+        self._stale_again: Future[None] = Future()  # done when an engine that was started again waits for weights
+        self._last_words = ""  # of the engine that died last
+        self._lives: list[asyncio.Task[None]] = []
+        for member in self.members:
+            member.log_path.write_bytes(b"")
         self._bucket = Bucket(config.rollout.bucket_mib * 2**20)
-        self._ready = False
+        self._started = self.background.start(self._start_all())
 
     def wait_ready(self) -> None:
-        """Block until every engine is up."""
-        if not self._ready:
-            for wave in self._waves:
-                if wave is not self._waves[0]:
-                    self._start(wave)
-                self._receive_all(engines=wave)
-            self._call("init_weights", self._names)
-            self._ready = True
+        """Block until every engine is up. Raises RolloutError where one doesn't start."""
+        self._started.result()
 
-    def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Replace the weights of all engines by these tensors. Raises WeightTransferError where they are refused."""
+    def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int, only_stale: bool = False) -> None:
+        """Replace the weights of all engines, or of those that have none. Raises WeightTransferError where they are
+        refused. Responses that are being generated go on with the new weights, as far as the config lets them."""
         self.wait_ready()
-        self._call("start_update", None)
-        for name, tensor in tensors:
-            if not self._bucket.add(name, tensor):
-                self._send_bucket(last=False)
-                self._bucket.add(name, tensor)
-        self._send_bucket(last=True)
-        self._call("finish_update", version)
+        self._stale_again = Future()
+        wanted = (State.STALE,) if only_stale else (State.STALE, State.HEALTHY, State.SUSPECT)
+        receivers = {m: m.engine for m in self.members if m.state in wanted and m.engine}
+        try:
+            self._tell(receivers, StartUpdate(self._patience))
+            for name, tensor in tensors:
+                if not self._bucket.add(name, tensor):
+                    self._send_bucket(receivers, last=False)
+                    self._bucket.add(name, tensor)
+            self._send_bucket(receivers, last=True)
+            self._tell(receivers, FinishUpdate(version))
+        except BaseException:
+            self.version = None
+            self._bucket.clear()
+            raise
+        self.version = version
+        self.background.run(self._serve(receivers))
 
-    def generate(
-        self, requests: list[Request], sampling: Sampling, group: int = 1, on_response: OnResponse = _ignore
+    def start(self, coroutine: Any) -> Future[Any]:
+        """Begin something that generates, in the background."""
+        return self.background.start(coroutine)
+
+    def is_done(self, future: Future[Any]) -> bool:
+        """Wait for it; False where an engine that was started again needs weights meanwhile."""
+        wait([future, self._stale_again], return_when="FIRST_COMPLETED")
+        return future.done()
+
+    def run(self, coroutine: Any, weights: Callable[[], Iterable[tuple[str, Tensor]]] | None = None) -> Any:
+        """Its result. `weights` are for an engine in the place of one that dies; without, that is an error."""
+        future = self.start(coroutine)
+        while not self.is_done(future):
+            if weights is None or self.version is None:
+                raise RolloutError(f"a rollout engine died: {self._last_words}")
+            self.update_weights(weights(), self.version, only_stale=True)
+        return future.result()
+
+    def busy_seconds(self) -> list[float]:
+        """How long each engine has been generating so far."""
+        return [member.busy for member in self.members]
+
+    async def generate(
+        self,
+        requests: list[Request],
+        sampling: Sampling,
+        group: int = 1,
+        on_response: OnResponse = lambda place, response: None,
+        on: int | None = None,
     ) -> list[Response]:
         """One response per request, in order; `on_response` is given the place and the response of each as it arrives.
 
         Every `group` requests share a prompt and go to one engine, which sees it once. Which that is depends only on
-        their place.
+        their place and on which engines live; `on` names one.
         """
-        self.wait_ready()
-        shares: list[list[tuple[int, Request]]] = [[] for _ in self._engines]
+        if self.version is None:
+            raise RolloutError("no complete weights: the engines serve nothing before a weight update succeeds")
+        loop, works = asyncio.get_running_loop(), []
         for place, request in enumerate(requests):
-            shares[place // group % len(shares)].append((place, request))
-        for engine, share in zip(self._engines, shares, strict=True):
-            engine.send("submit", (share, sampling))
-        responses: list[Any] = [None] * len(requests)
-
-        def arrive(place: int, response: Response) -> None:
-            responses[place] = response
-            on_response(place, response)
-
-        self._receive_all(owed=[len(share) for share in shares], on_response=arrive)
-        return responses
+            work = Work(next(self._numbers), request, sampling, loop.create_future())
+            work.response.add_done_callback(_telling(on_response, place))
+            works.append(work)
+        self._hand_out([works[i : i + group] for i in range(0, len(works), group)], on)
+        try:
+            return await asyncio.gather(*(work.response for work in works))
+        finally:
+            self._give_up([work for work in works if not work.response.done() or work.response.cancelled()])
 
     def close(self) -> None:
-        for engine in self._engines:
-            engine.close()
+        self.background.close(last=self._kill_all)
         self._bucket.close()
 
     def __enter__(self) -> RolloutPool:
@@ -101,153 +201,223 @@ class RolloutPool:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _start(self, engines: list[int]) -> None:
-        for i in engines:
-            self._engines[i].send("start", engine_options(self.config))
+    # Weights. On the caller's thread.
 
-    def _send_bucket(self, last: bool) -> None:
-        self._call("update_bucket", self._bucket.message(last))
+    @property
+    def _patience(self) -> int | None:
+        """Tokens that a response may still grow by before an update interrupts it; None: it is finished first."""
+        return 0 if self.config.rollout.weight_update == "in_flight" else self.config.schedule.partial_rollouts
+
+    def _send_bucket(self, receivers: Receivers, last: bool) -> None:
+        self._tell(receivers, LoadBucket(self._bucket.message(last)))
         self._bucket.clear()
 
-    def _call(self, command: str, argument: Any) -> None:
-        for engine in self._engines:
-            engine.send(command, argument)
-        self._receive_all()
+    def _tell(self, receivers: Receivers, command: Any) -> None:
+        """Give a command to engines and wait until each has carried it out. One that dies is left out from then on; it
+        will want weights when it is back. Raises RolloutError or WeightTransferError where one can't."""
+        self.background.run(self._tell_all(receivers, command))
 
-    def _receive_all(
-        self, engines: Iterable[int] | None = None, owed: list[int] | None = None, on_response: OnResponse = _ignore
-    ) -> None:
-        """Until every engine, or each of these, has replied and sent as many responses as it owes. Waits for all, so
-        that an error on one leaves no reply of another."""
-        waited_for = range(len(self._engines)) if engines is None else engines
-        pending = {self._engines[i].connection: i for i in waited_for}
-        left = [1 + responses for responses in owed or [0] * len(self._engines)]
-        errors: list[str] = []
-        while pending:
-            for connection in wait(list(pending)):
-                assert isinstance(connection, Connection)
-                i = pending[connection]
-                try:
-                    kind, value = connection.recv()
-                except (EOFError, ConnectionResetError):
-                    kind, value = "error", self._engines[i].cause_of_death()
-                left[i] -= 1
-                if kind == "finished":
-                    on_response(*value)
-                elif kind == "error":
-                    errors.append(f"rollout engine {i}: {value} (log: {self._engines[i].log_path})")
-                if kind == "error" or not left[i]:
-                    del pending[connection]
-        if errors:
-            self._bucket.clear()
-            kind_of_error = WeightTransferError if "WeightTransferError" in errors[0] else RolloutError
-            raise kind_of_error(errors[0])
+    async def _tell_all(self, receivers: Receivers, command: Any) -> None:
+        asked = list(receivers.items())
+        errors = await asyncio.gather(*(self._ask(*receiver, command) for receiver in asked), return_exceptions=True)
+        for (member, _), error in zip(asked, errors, strict=True):
+            if isinstance(error, EngineDied):
+                del receivers[member]
+        for error in errors:
+            if isinstance(error, BaseException) and not isinstance(error, EngineDied):
+                for member in receivers:
+                    member.state = State.STALE
+                raise error
 
+    async def _ask(self, member: Member, engine: Engine, command: Any) -> None:
+        """Raises EngineDied, or RolloutError where the engine couldn't."""
+        if member.engine is not engine:
+            raise EngineDied
+        member.reply, member.heard = asyncio.get_running_loop().create_future(), time.monotonic()
+        engine.send(command)
+        if error := await member.reply:
+            kind = WeightTransferError if "WeightTransferError" in error else RolloutError
+            raise kind(f"rollout engine {member.index}: {error} (log: {member.log_path})")
 
-class _EngineProcess:
-    """A worker process and the connection to it."""
+    async def _serve(self, receivers: Receivers) -> None:
+        """These have the current weights."""
+        for member, engine in receivers.items():
+            if member.engine is engine and member.state is State.STALE:
+                member.state = State.HEALTHY
+        homeless, self._homeless = self._homeless, []
+        self._hand_out(_groups(homeless))
 
-    def __init__(self, index: int, config: Config, log_dir: Path) -> None:
-        self.log_path = log_dir / f"rollout_{index}.log"
-        ours, theirs = socket.socketpair()
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
-        environment |= python_path() | engine_environment(config, index)
-        with self.log_path.open("w") as log:
-            self.process = subprocess.Popen(
-                python_command("megarl.rollout.worker", str(theirs.fileno())),
-                pass_fds=[theirs.fileno()],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        theirs.close()
-        self.connection = Connection(ours.detach())
+    # Requests. On the background's thread, as all that follows.
 
-    def send(self, command: str, argument: Any) -> None:
+    def _hand_out(self, groups: list[list[Work]], on: int | None = None) -> None:
+        """Each group to an engine. Raises RolloutError where all are dead."""
+        serving = [m for m in self.members if m.state is State.HEALTHY]
+        serving = serving or [m for m in self.members if m.state is State.SUSPECT]
+        if on is not None:
+            serving = [m for m in serving if m.index == on]
+        shares: dict[int, list[Work]] = {}
+        for i, group in enumerate(groups):
+            if serving:
+                shares.setdefault(serving[i % len(serving)].index, []).extend(group)
+            else:
+                self._homeless += group
+        if self._homeless and all(member.state is State.DEAD for member in self.members):
+            raise RolloutError(f"every rollout engine is dead; the last one: {self._last_words}")
+        for index, works in shares.items():
+            member = self.members[index]
+            assert member.engine
+            if not member.owes:
+                member.heard = time.monotonic()
+            member.work |= {work.number: work for work in works}
+            for sampling, alike in itertools.groupby(works, key=lambda work: work.sampling):
+                member.engine.send(Submit([(work.number, work.request) for work in alike], sampling))
+
+    def _give_up(self, works: list[Work]) -> None:
+        numbers = {work.number for work in works}
+        self._homeless = [work for work in self._homeless if work.number not in numbers]
+        for member in self.members:
+            if member.engine and (given := numbers & member.work.keys()):
+                for number in given:
+                    del member.work[number]
+                member.engine.send(Abort(sorted(given)))
+
+    # Lives of engines.
+
+    async def _start_all(self) -> None:
+        """Raises RolloutError where an engine doesn't start; after that, one that dies is started again."""
+        for wave in start_waves(self.config):
+            await _all(self._begin(self.members[i]) for i in wave)
+        self._lives = [asyncio.create_task(self._live(member)) for member in self.members]
+        self._lives.append(asyncio.create_task(self._watch()))
+
+    async def _begin(self, member: Member) -> None:
+        """A process with the model loaded. Raises RolloutError."""
+        engine = LocalEngine(self.config, member.index, member.log_path)
+        member.engine, member.state = engine, State.STARTING
+        await engine.connect()
         try:
-            self.connection.send((command, argument))
-        except (BrokenPipeError, ConnectionResetError):
-            raise RolloutError(f"{self.cause_of_death()} (log: {self.log_path})") from None
+            for command in (Start(engine_options(self.config)), AnnounceWeights(self._names)):
+                engine.send(command)
+                reply = await asyncio.wait_for(engine.receive(), START_SECONDS)
+                assert isinstance(reply, Done), f"{reply} before {command} is done"
+                if reply.error:
+                    raise EngineDied(reply.error)
+        except (EngineDied, TimeoutError) as died:
+            engine.kill()
+            member.engine = None
+            cause = str(died) or f"not ready within {START_SECONDS} s"
+            raise RolloutError(f"rollout engine {member.index}: {cause} (log: {member.log_path})") from None
+        member.state = State.STALE
 
-    def cause_of_death(self) -> str:
-        code = self.process.wait()
-        return (
-            f"the engine's process was killed by signal {-code}{why_killed(code)}"
-            if code < 0
-            else f"the engine's process exited with {code}"
-        )
+    async def _live(self, member: Member) -> None:
+        """Hear an engine out, and start another where it dies."""
+        while True:
+            assert member.engine
+            try:
+                while True:
+                    self._hear(member, await member.engine.receive())
+            except EngineDied as died:
+                cause = str(died)
+            self._bury(member, cause)
+            while member.engine is None:
+                member.deaths += 1
+                if member.deaths > RESTARTS:
+                    self._end(member, cause)
+                    return
+                await asyncio.sleep(BACK_OFF_SECONDS * 2 ** (member.deaths - 1))
+                try:
+                    await self._begin(member)
+                except RolloutError as error:
+                    cause = str(error)
+            self.restarts += 1
+            if not self._stale_again.done():
+                self._stale_again.set_result(None)
 
-    def close(self) -> None:
-        """At once: an engine holds nothing worth saving, and an error must not wait for it."""
-        self.connection.close()
-        self.process.kill()
-        self.process.wait()
+    def _hear(self, member: Member, message: Any) -> None:
+        member.heard = time.monotonic()
+        if member.state is State.SUSPECT:
+            member.state = State.HEALTHY
+        match message:
+            case Done(error):
+                assert member.reply, "an answer to no question"
+                member.reply.set_result(error)
+                member.reply = None
+            case Finished(responses, busy):
+                member.busy, member.deaths = member.busy_before + busy, 0
+                for number, response in responses:
+                    if (work := member.work.pop(number, None)) and not work.response.done():
+                        work.response.set_result(response)
+            case Refused(number, reason):
+                error = RolloutError(f"rollout engine {member.index}: {reason} (log: {member.log_path})")
+                if (work := member.work.pop(number, None)) and not work.response.done():
+                    work.response.set_exception(error)
+            case Progress(tokens, busy):
+                member.tokens, member.busy = tokens, member.busy_before + busy
+
+    def _bury(self, member: Member, cause: str) -> None:
+        """What a dead engine owes goes to the others, or waits."""
+        assert member.engine
+        member.engine.kill()
+        member.engine, member.state, member.busy_before = None, State.STARTING, member.busy
+        owed, member.work = list(member.work.values()), {}
+        self._last_words = f"engine {member.index}: {cause} (log: {member.log_path})"
+        if member.reply:
+            member.reply.set_exception(EngineDied(cause))
+            member.reply = None
+        again = f"; its {len(owed)} unfinished responses are generated again" if owed else ""
+        self.say(f"rollout engine {member.index}: {cause}{again}; starting another (log: {member.log_path})")
+        self._hand_out(_groups(owed))
+
+    def _end(self, member: Member, cause: str) -> None:
+        """No more of this engine; without any, there is nobody left to do the work."""
+        member.state = State.DEAD
+        self._last_words = f"engine {member.index}: {cause} (log: {member.log_path})"
+        self.say(f"rollout engine {member.index} died {member.deaths} times without finishing a response: given up")
+        if all(member.state is State.DEAD for member in self.members):
+            for work in self._homeless:
+                work.response.set_exception(RolloutError(f"every rollout engine is dead; {self._last_words}"))
+
+    def _kill_all(self) -> None:
+        for member in self.members:
+            if member.engine:
+                member.engine.kill()
+
+    async def _watch(self) -> None:
+        """Kill engines that owe something and say nothing."""
+        while True:
+            limit = self.config.rollout.stall_seconds
+            await asyncio.sleep(min(limit / 10, 1.0))
+            for member in self.members:
+                silent = time.monotonic() - member.heard
+                if member.engine is None or member.state is State.STARTING or not member.owes or silent < limit / 2:
+                    continue
+                if silent < limit:
+                    if member.state is State.HEALTHY:
+                        member.state = State.SUSPECT
+                        self.say(
+                            f"waiting {silent:.0f} s for rollout engine {member.index}: {len(member.work)} responses "
+                            f"unfinished, {member.tokens} tokens when it last spoke (log: {member.log_path})"
+                        )
+                else:
+                    self.say(f"rollout engine {member.index} has been silent for {silent:.0f} s and is killed")
+                    member.engine.kill()
 
 
-def engine_environment(config: Config, index: int) -> dict[str, str]:
-    """Environment of engine `index`; what vLLM reads at import has to be set before."""
-    environment = {
-        "HF_HUB_OFFLINE": "1",
-        "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_COLOR": "0",
-        "VLLM_HOST_IP": "127.0.0.1",  # an engine keeps to this machine, whose name may mean nothing to it
-        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    }
-    if torch.cuda.is_available():
-        size, gpus = config.rollout.tensor_parallel_size, _gpus()
-        environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[(index * size + i) % len(gpus)] for i in range(size))
-        # FlashInfer's sampler gives no processed log-probs and takes no seeds: it would be loaded and never used.
-        environment["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
-    else:
-        # One thread an engine, on whichever core is free: more only helps models far larger than a CPU should serve.
-        environment |= {
-            "OMP_NUM_THREADS": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_CPU_KVCACHE_SPACE": str(config.rollout.kv_cache_gib),
-        }
-    return environment
+def _groups(works: list[Work]) -> list[list[Work]]:
+    """Neighbours with one prompt together."""
+    return [list(alike) for _, alike in itertools.groupby(works, key=lambda work: work.request.prompt_ids)]
 
 
-def start_waves(config: Config) -> list[list[int]]:
-    """The engines in the order of their start, those of a wave side by side.
+def _telling(on_response: OnResponse, place: int) -> Callable[[asyncio.Future[Response]], None]:
+    def tell(future: asyncio.Future[Response]) -> None:
+        if not future.cancelled() and not future.exception():
+            on_response(place, future.result())
 
-    vLLM measures what is free of a GPU when it starts, so no two that share one are in a wave. On a CPU all are.
-    """
-    count = config.rollout.engines
-    size = max(1, len(_gpus()) // config.rollout.tensor_parallel_size) if torch.cuda.is_available() else count
-    return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
+    return tell
 
 
-def _gpus() -> list[str]:
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
-
-
-def engine_options(config: Config) -> dict[str, Any]:
-    """Arguments of vllm.LLM. Weights start as dummies: the learner's first update brings the real ones."""
-    on_gpu = torch.cuda.is_available()
-    options: dict[str, Any] = {
-        "model": config.model.path,
-        "load_format": "dummy",
-        "config_format": "hf",  # whatever else lies in the folder
-        "tokenizer_mode": "hf",
-        "trust_remote_code": False,
-        "dtype": "float32" if config.model.precision == "fp32" else "bfloat16",
-        "seed": config.run.seed,
-        "max_model_len": config.max_sequence_tokens,
-        "max_num_seqs": config.rollout.max_sequences,
-        "tensor_parallel_size": config.rollout.tensor_parallel_size,
-        "logprobs_mode": "processed_logprobs",
-        "weight_transfer_config": {"backend": BACKEND},
-        "worker_extension_cls": WORKER_EXTENSION,
-        "enforce_eager": config.rollout.enforce_eager or not on_gpu,
-        "disable_log_stats": True,
-    }
-    if on_gpu:
-        options["gpu_memory_utilization"] = config.rollout.gpu_memory_utilization
-    else:
-        # A prompt cut in two makes vLLM rewind the request's random generator, which CPU generators can't do.
-        options["enable_chunked_prefill"] = False
-        options["max_num_batched_tokens"] = max(config.max_sequence_tokens, PREFILL_TOKENS)
-    return options
+async def _all(tasks: Iterable[Awaitable[None]]) -> None:
+    """Every one to its end; then the first error, if any."""
+    for result in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(result, BaseException):
+            raise result

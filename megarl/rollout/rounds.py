@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 
@@ -13,28 +14,32 @@ from megarl.data.prompts import PromptSet
 from megarl.rollout.sampler import training_sampling
 from megarl.types import Prompt, Rollout, Sample, SampleGroup
 
-Draw = Callable[..., list[SampleGroup]]  # prompts, `first`: index of a prompt's first sample -> its group
+Draw = Callable[..., Awaitable[list[SampleGroup]]]  # prompts, `first`: index of a prompt's first sample -> its group
 
 
-def sample_step(config: Config, prompts: PromptSet, step: int, sample: Callable[..., list[SampleGroup]]) -> Rollout:
+async def sample_step(
+    config: Config, prompts: PromptSet, step: int, sample: Draw, on_response: Callable[[], object] = lambda: None
+) -> Rollout:
     """A pure function of the step and of what `sample` (that of `Sampler`) draws, so resuming needs no state."""
     recipe, schedule, sampling = config.recipe, config.schedule, training_sampling(config)
-    n = schedule.samples_per_prompt
+    n, seconds = schedule.samples_per_prompt, Counter[str]()
+    sample = partial(sample, due=step, on_response=on_response, seconds=seconds)
     draw = partial(sample, n=recipe.samples_per_round or n, sampling=sampling, seed=("step", step))
-    rollout = Rollout(draw(prompts.at_step(step, schedule.prompts_per_step, config.run.seed)))
+    rollout = Rollout(await draw(prompts.at_step(step, schedule.prompts_per_step, config.run.seed)))
     if recipe.backfill == "resample":
-        resample(recipe, rollout, draw, partial(prompts.replacements, step, seed=config.run.seed))
+        await resample(recipe, rollout, draw, partial(prompts.replacements, step, seed=config.run.seed))
     elif recipe.backfill == "adaptive":
-        sample_on(recipe, rollout, draw, n)
+        await sample_on(recipe, rollout, draw, n)
     if recipe.baseline == "greedy":  # one more response a prompt (ReMax, 2310.10505)
         asked = [group.prompt for group in rollout.groups]
-        greedy = sample(asked, n=1, sampling=replace(sampling, temperature=0.0), seed=("greedy", step))
+        greedy = await sample(asked, n=1, sampling=replace(sampling, temperature=0.0), seed=("greedy", step))
         for group, answer in zip(rollout.groups, greedy, strict=True):
             group.greedy = answer.samples[0]
+    rollout.seconds = dict(seconds)
     return rollout
 
 
-def resample(recipe: Recipe, rollout: Rollout, draw: Draw, replacements: Callable[..., list[Prompt]]) -> None:
+async def resample(recipe: Recipe, rollout: Rollout, draw: Draw, replacements: Callable[..., list[Prompt]]) -> None:
     """Replace groups that the recipe filters by those of fresh prompts (DAPO's dynamic sampling, 2503.14476)."""
     groups = rollout.groups
     used = {group.prompt.id for group in groups}
@@ -44,12 +49,12 @@ def resample(recipe: Recipe, rollout: Rollout, draw: Draw, replacements: Callabl
         if not fresh:
             return
         used |= {prompt.id for prompt in fresh}
-        for slot, group in zip(slots, draw(fresh), strict=False):  # the last prompts of a small set may be fewer
+        for slot, group in zip(slots, await draw(fresh), strict=False):  # the last prompts of a small set may be fewer
             rollout.replaced.append(groups[slot])
             groups[slot] = group
 
 
-def sample_on(recipe: Recipe, rollout: Rollout, draw: Draw, n: int) -> None:
+async def sample_on(recipe: Recipe, rollout: Rollout, draw: Draw, n: int) -> None:
     """Sample each prompt until half of n samples are correct and half wrong (Reinforce-Ada, 2510.04996).
 
     The group is then n samples, as balanced as those drawn allow; the others stay beside it for the baseline.
@@ -69,7 +74,7 @@ def sample_on(recipe: Recipe, rollout: Rollout, draw: Draw, n: int) -> None:
         active = [group for group in rollout.groups if lacks(group)]
         if not active:
             break
-        more = draw([group.prompt for group in active], first=round * (recipe.samples_per_round or n))
+        more = await draw([group.prompt for group in active], first=round * (recipe.samples_per_round or n))
         for group, drawn in zip(active, more, strict=True):
             group.unused += drawn.samples
     for group in rollout.groups:

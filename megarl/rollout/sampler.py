@@ -1,8 +1,10 @@
-"""Samples responses to prompts and has them verified; one process, no ranks."""
+"""Samples responses to prompts and has them verified, in the background; one process, no ranks."""
 
 from __future__ import annotations
 
 import itertools
+import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -13,7 +15,7 @@ from megarl.data.prompts import stable_hash
 from megarl.rewards.alarm import Alarm, nothing_to_reward
 from megarl.rewards.pool import RewardPool
 from megarl.rollout.grading import Grader
-from megarl.rollout.messages import Request, Response, Sampling
+from megarl.rollout.messages import FIRST, Request, Response, Sampling
 from megarl.rollout.pool import RolloutPool
 from megarl.rollout.reading import Reader
 from megarl.types import Prompt, Sample, SampleGroup
@@ -34,40 +36,48 @@ class Sampler:
 
     def __init__(self, config: Config, tokenizer: Any, tensor_names: list[str], log: Log) -> None:
         self.config, self.log = config, log
-        self.pool = RolloutPool(config, log.folder / "logs", tensor_names)
+        self.pool = RolloutPool(config, log.folder / "logs", tensor_names, log.say)
         self.rewards, self.alarm = reward_pool(config.reward), Alarm()
         self.grader = Grader(Reader(config, tokenizer), self.rewards)
         self._has_sampled = False  # for training
 
-    def sample(
+    async def sample(
         self,
         prompts: list[Prompt],
         n: int,
         sampling: Sampling,
         seed: tuple[Any, ...],
-        phases: tuple[str, str] = ("rollout", "grading"),
+        *,
         first: int = 0,
+        due: int = FIRST,
+        on: int | None = None,
+        on_response: Callable[[], object] = lambda: None,
+        seconds: Counter[str] | None = None,
     ) -> list[SampleGroup]:
         """n scored samples of each prompt, their indices beginning at `first`.
 
-        The random numbers of a sample depend on run seed, `seed`, prompt and index alone.
+        The random numbers of a sample depend on run seed, `seed`, prompt and index alone. The time that generation
+        takes, and grading beyond that, is added to `seconds`. `due` and `on` are those of the engines' requests.
         """
         grading = self.grader.begin([prompt.answer for prompt in prompts for _ in range(n)])
-        with self.log.phase(phases[0], total=len(prompts) * n) as advance:
-            arrived = itertools.count(1)
 
-            def arrive(place: int, response: Response) -> None:
-                grading.put(place, response)
-                advance(next(arrived))
+        def arrive(place: int, response: Response) -> None:
+            grading.put(place, response)
+            on_response()
 
-            requests = [
-                Request(prompt.token_ids.tolist(), stable_hash(self.config.run.seed, *seed, prompt.id, i))
-                for prompt in prompts
-                for i in range(first, first + n)
-            ]
-            responses = self.pool.generate(requests, sampling, n, arrive)
-        with self.log.phase(phases[1], total=len(responses)) as advance:  # of what was not graded meanwhile
-            graded = grading.results(advance)
+        started = time.monotonic()
+        requests = [
+            Request(token_ids, stable_hash(self.config.run.seed, *seed, prompt.id, i), due)
+            for prompt in prompts
+            for token_ids in [prompt.token_ids.tolist()]
+            for i in range(first, first + n)
+        ]
+        responses = await self.pool.generate(requests, sampling, n, arrive, on)
+        generated = time.monotonic()
+        graded = await grading.results()
+        if seconds is not None:
+            seconds["generation"] += generated - started
+            seconds["grading"] += time.monotonic() - generated
         texts, verdicts = [text for text, _ in graded], [verdict for _, verdict in graded]
         if alarm := self.alarm.message(seed[-1], verdicts):
             self.log.say(alarm)
@@ -82,7 +92,7 @@ class Sampler:
                 rollout_logprobs=response.logprobs,
                 text=text,
                 finish_reason=response.finish_reason,
-                weight_version=response.weight_version,
+                weight_versions=response.weight_versions,
                 status=verdict.status,
                 extracted=verdict.extracted,
             )
@@ -90,10 +100,13 @@ class Sampler:
         ]
         return [SampleGroup(prompt, samples[i * n : (i + 1) * n]) for i, prompt in enumerate(prompts)]
 
-    def evaluate(self, prompts: list[Prompt]) -> list[SampleGroup]:
-        """eval.samples_per_prompt scored samples of each held-out prompt, with the same random numbers every time."""
-        n = self.config.eval.samples_per_prompt
-        return self.sample(prompts, n, evaluation_sampling(self.config), ("eval",), ("evaluate", "evaluate"))
+    async def evaluate(self, prompts: list[Prompt], advance: Callable[[int], object]) -> list[SampleGroup]:
+        """eval.samples_per_prompt scored samples of each held-out prompt, with the same random numbers every time.
+
+        `advance` is told how many responses have arrived.
+        """
+        n, sampling, arrived = self.config.eval.samples_per_prompt, evaluation_sampling(self.config), itertools.count(1)
+        return await self.sample(prompts, n, sampling, ("eval",), on_response=lambda: advance(next(arrived)))
 
     def close(self) -> None:
         self.pool.close()

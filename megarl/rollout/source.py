@@ -2,58 +2,116 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterable
+from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from megarl.config import Config
 from megarl.data.prompts import PromptSet, load_prompts
-from megarl.learner.mesh import Mesh
+from megarl.rollout.probe import sample_probe
 from megarl.rollout.rounds import sample_step
 from megarl.rollout.sampler import Sampler
 from megarl.runlog import RunLog
 from megarl.types import Rollout, SampleGroup, UserError
 
+Weights = Callable[[], Iterable[tuple[str, Tensor]]]  # the learner's, on rank 0; collective
+
+
+class Ranks(Protocol):
+    """What is asked of the learner's mesh."""
+
+    rank: int
+    device: torch.device
+
+    def broadcast(self, value: Any) -> Any: ...
+
+    def barrier(self) -> None: ...
+
+
+class StalenessError(RuntimeError):
+    """A sample is older than schedule.max_staleness lets it be."""
+
 
 class RolloutSource:
-    """Samples and verifies on rank 0, then shares the groups. Every method is collective."""
+    """Samples and verifies on rank 0, then shares the groups. Every method is collective.
 
-    def __init__(self, config: Config, mesh: Mesh, tokenizer: Any, tensor_names: list[str], log: RunLog) -> None:
-        self.config, self.mesh = config, mesh
+    The samples of a step are asked for up to schedule.max_staleness steps before they are learned from, and learned
+    from in the order of the steps, whichever is finished first. With 0 nothing is asked for before the weights that it
+    is to come from are there.
+    """
+
+    def __init__(self, config: Config, ranks: Ranks, tokenizer: Any, tensor_names: list[str], log: RunLog) -> None:
+        self.config, self.ranks, self.log = config, ranks, log
         self.sampler: Sampler | None = None
-        if mesh.rank == 0:
+        self._version: int | None = None  # of the weights served
+        self._steps: dict[int, _Asked] = {}  # asked for and not learned from
+        self._probe: _Asked | None = None
+        if ranks.rank == 0:
             self.train_prompts, self.eval_prompts = _load_prompts(config, tokenizer, log)
             self.sampler = Sampler(config, tokenizer, tensor_names, log)
 
     def claim_memory(self) -> None:
         """On a GPU, return when the engines have measured it and taken their share: the learner's comes after."""
-        if self.mesh.device.type == "cuda":
+        if self.ranks.device.type == "cuda":
             if self.sampler:
                 self.sampler.pool.wait_ready()
-            self.mesh.barrier()
+            self.ranks.barrier()
 
     def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
-        """Give the engines the learner's weights; their samples carry `version` from now on."""
-        if self.sampler:
-            self.sampler.pool.update_weights(tensors, version)
-        else:
+        """Give the engines the learner's weights; what they sample carries `version` from now on."""
+        again, self._version = version == self._version, version
+        if not self.sampler:
             for _ in tensors:  # nothing arrives here, but iterating joins rank 0's collectives
                 raise AssertionError("weights arrive on rank 0 only")
+            return
+        sampler, prompts = self.sampler, self.train_prompts
+        sampler.pool.update_weights(tensors, version, only_stale=again)
+        if self.config.schedule.max_staleness and not again:
+            self._probe = _Asked(sampler, lambda _: sample_probe(sampler, prompts))
 
-    def next_rollout(self, step: int) -> Rollout:
-        """The scored samples of a training step."""
-        rollout = None
+    def next_rollout(self, step: int, weights: Weights) -> Rollout:
+        """The scored samples of a training step; `weights` are for an engine that has to be started again meanwhile."""
+        schedule = self.config.schedule
         if self.sampler:
-            rollout = sample_step(self.config, self.train_prompts, step, self.sampler.sample)
-        return self.mesh.broadcast(rollout)
+            last = min(step + schedule.max_staleness, self.config.run.steps - 1)
+            for asked in range(step, last + 1):
+                if asked not in self._steps:
+                    self._steps[asked] = self._ask(self.sampler, asked)
+        with self.log.phase("rollout", total=schedule.prompts_per_step * schedule.samples_per_prompt) as advance:
+            rollout: Rollout = self._result(self._steps.pop(step, None), weights, advance)
+            if schedule.max_staleness:
+                rollout.probe = self._result(self._probe, weights)
+        check_staleness(rollout, step, schedule.max_staleness)
+        return rollout
 
-    def evaluate(self) -> list[SampleGroup]:
-        """Scored samples of the held-out prompts; the same random numbers every time, so that evaluations pair up."""
-        groups = None
+    def evaluate(self, weights: Weights) -> list[SampleGroup]:
+        """Scored samples of the held-out prompts; the same random numbers every time, so that evaluations pair up.
+
+        They go before those of training steps that were asked for already, which are generated beside them.
+        """
+        asked, total = None, 0
         if self.sampler:
-            groups = self.sampler.evaluate(self.eval_prompts.prompts)
-        return self.mesh.broadcast(groups)
+            sampler, prompts = self.sampler, self.eval_prompts.prompts
+            asked = _Asked(sampler, lambda arrive: sampler.evaluate(prompts, lambda _: arrive()))
+            total = len(prompts) * self.config.eval.samples_per_prompt
+        with self.log.phase("evaluate", total=total) as advance:
+            groups: list[SampleGroup] = self._result(asked, weights, advance)
+        return groups
+
+    def _ask(self, sampler: Sampler, step: int) -> _Asked:
+        return _Asked(
+            sampler, lambda arrive: sample_step(self.config, self.train_prompts, step, sampler.sample, arrive)
+        )
+
+    def _result(self, asked: _Asked | None, weights: Weights, advance: Callable[[int], object] | None = None) -> Any:
+        """What rank 0 has asked for, on every rank."""
+        while True:
+            if self.ranks.broadcast(asked and asked.is_done(advance)):
+                return self.ranks.broadcast(asked and asked.future.result())
+            assert self._version is not None
+            self.update_weights(weights(), self._version)
 
     def __enter__(self) -> RolloutSource:
         return self
@@ -61,6 +119,36 @@ class RolloutSource:
     def __exit__(self, *_: object) -> None:
         if self.sampler:
             self.sampler.close()
+
+
+class _Asked:
+    """Something that is being sampled, and how many responses have arrived."""
+
+    def __init__(self, sampler: Sampler, sample: Callable[[Callable[[], None]], Coroutine[Any, Any, Any]]) -> None:
+        self._pool, self._arrived = sampler.pool, 0
+        self._advance: Callable[[int], object] | None = None
+        self.future = sampler.pool.start(sample(self._arrive))
+
+    def is_done(self, advance: Callable[[int], object] | None) -> bool:
+        """Wait for it; False where an engine needs weights meanwhile."""
+        self._advance = advance
+        return self._pool.is_done(self.future)
+
+    def _arrive(self) -> None:
+        self._arrived += 1
+        if self._advance:
+            self._advance(self._arrived)
+
+
+def check_staleness(rollout: Rollout, step: int, most: int) -> None:
+    """Raises StalenessError where a token is from weights more than `most` versions behind, or ahead, of the step's."""
+    for sample in rollout.samples:
+        oldest, newest = int(sample.weight_versions.min()), int(sample.weight_versions.max())
+        if not step - most <= oldest <= newest <= step:
+            raise StalenessError(
+                f"step {step} got a sample of weight versions {oldest} to {newest}; schedule.max_staleness={most} lets "
+                f"it have {step - most} to {step}"
+            )
 
 
 def _load_prompts(config: Config, tokenizer: Any, log: RunLog) -> tuple[PromptSet, PromptSet]:

@@ -1,8 +1,7 @@
-"""One vLLM engine in a process of its own: `python -m megarl.rollout.worker FD`, commands over the socket FD.
+"""One vLLM engine in a process of its own: `python -m megarl.rollout.worker FD`, messages over the socket FD.
 
-Commands are ("command", argument) pairs; the reply is ("ok", None) or ("error", text). Between two steps of generation
-the engine listens for more of them. A response is told as soon as it is finished, as ("finished", (number, response)),
-an error of generation as ("error", text). The process ends with its parent, whatever it is doing.
+It listens between two steps of generation, so requests, aborts and new weights arrive while others are being answered.
+The process ends with its parent, whatever it is doing.
 """
 
 from __future__ import annotations
@@ -11,135 +10,259 @@ import ctypes
 import os
 import signal
 import sys
+import time
+import traceback
+from collections.abc import Callable
 from contextlib import suppress
+from heapq import heappop, heappush
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
 from megarl.memory import give_back
-from megarl.rollout.messages import Request, Response, Sampling
+from megarl.rollout.messages import (
+    Abort,
+    AnnounceWeights,
+    Broken,
+    Done,
+    Finished,
+    FinishUpdate,
+    LoadBucket,
+    Progress,
+    Refused,
+    Request,
+    Response,
+    Sampling,
+    Start,
+    StartUpdate,
+    Submit,
+)
 from megarl.rollout.transfer import register
 
 PR_SET_PDEATHSIG = 1
+PROGRESS_SECONDS = 1.0
+Waiting = tuple[int, int, Request, Sampling]  # due, number: a queue of them is in the order of their turn
 
 
 class Engine:
-    """vLLM's LLM with the commands of a worker."""
+    """vLLM's LLM, the requests that wait for it, and which weights sampled which token."""
 
     def __init__(self, options: dict[str, Any]) -> None:
         from vllm import LLM
 
         register()
         self.llm = LLM(**options)
-        self.version: int | None = None  # of the weights served; None: none, or an update failed
-        self.unfinished: set[int] = set()  # numbers of requests
+        self.slots = options["max_num_seqs"]
+        self.version: int | None = None  # of the weights served; None: none, or an update is under way or failed
+        self.update: StartUpdate | None = None  # that was asked for and has not finished
+        self.busy = 0.0
+        self._waiting: list[Waiting] = []
+        # Of each response that is being generated: (first token, version) wherever the version changes.
+        self._running: dict[int, list[tuple[int, int]]] = {}
 
-    def init_weights(self, names: list[str]) -> None:
+    @property
+    def can_step(self) -> bool:
+        return self.version is not None and bool(self._running or self._waiting and not self.update)
+
+    @property
+    def can_update(self) -> bool:
+        """Whether nothing keeps the update that was asked for from starting."""
+        return self.update is not None and self.version is not None and not any(map(self._holds, self._running))
+
+    def announce_weights(self, names: list[str]) -> None:
         self.llm.init_weight_transfer_engine({"init_info": {"names": names}})
 
-    def start_update(self, _: None) -> None:
+    def start_update(self) -> None:
         self.version = None
         self.llm.start_weight_update()
 
-    def update_bucket(self, message: dict[str, Any]) -> None:
+    def load_bucket(self, message: dict[str, Any]) -> None:
         self.llm.update_weights({"update_info": message})
 
     def finish_update(self, version: int) -> None:
         self.llm.finish_weight_update()
-        self.llm.reset_prefix_cache()
-        self.version = version
+        # What is running is computed anew, or its next tokens would come from keys and values of the old weights.
+        self.llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
+        for number, changes in self._running.items():
+            if (tokens := self._tokens(number)) > changes[-1][0]:
+                changes.append((tokens, version))
+            else:
+                changes[-1] = (tokens, version)
+        self.version, self.update = version, None
 
-    def submit(self, argument: tuple[list[tuple[int, Request]], Sampling]) -> None:
-        """Take in requests, each with the number that its response will carry."""
+    def submit(self, requests: list[tuple[int, Request]], sampling: Sampling) -> None:
+        if not self._running and not self._waiting and self.version is not None:
+            # An empty cache makes a batch's numbers independent of what was generated before it.
+            self.llm.reset_prefix_cache()
+        for number, request in requests:
+            heappush(self._waiting, (request.due, number, request, sampling))
+
+    def abort(self, numbers: set[int]) -> None:
+        running = numbers & self._running.keys()
+        self.llm.llm_engine.abort_request([str(number) for number in running])
+        for number in running:
+            del self._running[number]
+        self._waiting = sorted(waiting for waiting in self._waiting if waiting[1] not in numbers)
+
+    def begin(self) -> list[Refused]:
+        """Hand waiting requests to vLLM, as far as it has room; those that it refuses."""
+        refused = []
+        while self._waiting and not self.update and len(self._running) < self.slots:
+            _, number, request, sampling = heappop(self._waiting)
+            try:
+                self._add(number, request, sampling)
+            except Exception as error:  # it is of this request alone, and names what is wrong with it
+                refused.append(Refused(number, told(error)))
+        return refused
+
+    def step(self) -> list[tuple[int, Response]]:
+        """The numbers and responses that one step of generation finishes."""
+        started = time.monotonic()
+        outputs: list[Any] = [output for output in self.llm.llm_engine.step() if output.finished]
+        finished = [(int(output.request_id), self._response(output)) for output in outputs]
+        self.busy += time.monotonic() - started
+        return finished
+
+    def tokens(self) -> int:
+        """Of all responses that are being generated."""
+        return sum(map(self._tokens, self._running))
+
+    def _add(self, number: int, request: Request, sampling: Sampling) -> None:
         from vllm import SamplingParams
         from vllm.inputs import tokens_input
         from vllm.sampling_params import RequestOutputKind
 
-        requests, sampling = argument
-        if self.version is None:
-            raise RuntimeError("no complete weights: the engine serves nothing before a weight update succeeds")
-        if not self.unfinished:
-            # An empty cache makes a batch's numbers independent of what was generated before it.
-            self.llm.reset_prefix_cache()
-        for number, request in requests:
-            params = SamplingParams(
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                top_k=sampling.top_k,
-                max_tokens=sampling.max_tokens,
-                seed=request.seed,
-                logprobs=0,
-                flat_logprobs=True,
-                detokenize=False,
-                output_kind=RequestOutputKind.FINAL_ONLY,
-            )
-            self.llm.llm_engine.add_request(str(number), tokens_input(request.prompt_ids), params)
-            self.unfinished.add(number)
+        params = SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            seed=request.seed,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+        self.llm.llm_engine.add_request(str(number), tokens_input(request.prompt_ids), params)
+        assert self.version is not None
+        self._running[number] = [(0, self.version)]
 
-    def step(self) -> list[tuple[int, Response]]:
-        """The numbers and responses that one step of generation finishes."""
-        outputs: list[Any] = [output for output in self.llm.llm_engine.step() if output.finished]
-        finished = [(int(output.request_id), self._response(output.outputs[0])) for output in outputs]
-        self.unfinished.difference_update(number for number, _ in finished)
-        return finished
+    def _holds(self, number: int) -> bool:
+        """Whether this response keeps an update waiting."""
+        assert self.update
+        patience = self.update.patience
+        return patience is None or self._tokens(number) - self._running[number][-1][0] < patience
 
-    def abort(self) -> None:
-        """Give up what is unfinished."""
-        self.llm.llm_engine.abort_request([str(number) for number in self.unfinished])
-        self.unfinished.clear()
+    def _tokens(self, number: int) -> int:
+        """How long a response is that is being generated."""
+        processor = self.llm.llm_engine.output_processor
+        (internal,) = processor.external_req_ids[str(number)]
+        return processor.request_states[internal].detokenizer.num_output_tokens()
 
-    def _response(self, completion: Any) -> Response:
-        flat = completion.logprobs
+    def _response(self, output: Any) -> Response:
+        completion = output.outputs[0]
+        flat, count = completion.logprobs, len(completion.token_ids)
         logprobs = np.array([flat.logprobs[start] for start in flat.start_indices], dtype=np.float32)
+        versions = np.empty(count, np.int32)
+        for first, version in self._running.pop(int(output.request_id)):
+            versions[first:] = version
         return Response(
             token_ids=np.array(completion.token_ids, dtype=np.int32),
             logprobs=logprobs,
             finish_reason=completion.finish_reason,
-            weight_version=self.version or 0,
+            weight_versions=versions,
         )
+
+
+class Worker:
+    """Listens to the trainer and keeps its engine going."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._engine: Engine | None = None
+        self._said = time.monotonic()
+
+    def work(self) -> None:
+        """Until the trainer is gone. Raises what generation raises."""
+        while True:
+            engine = self._engine
+            if engine and engine.can_update:
+                self._carry_out(engine.start_update)
+            elif engine and engine.can_step and not self._connection.poll():
+                self._step(engine)
+            else:
+                self._handle(self._connection.recv())
+
+    def _step(self, engine: Engine) -> None:
+        for refused in engine.begin():
+            self._send(refused)
+        if not engine.can_step:
+            return
+        if finished := engine.step():
+            self._send(Finished(finished, engine.busy))
+        elif time.monotonic() - self._said > PROGRESS_SECONDS:
+            self._send(Progress(engine.tokens(), engine.busy))
+        if not engine.can_step:
+            give_back()
+
+    def _handle(self, message: Any) -> None:
+        if isinstance(message, Start):
+            return self._carry_out(lambda: self._start(message.options))
+        engine = self._engine
+        assert engine, "Start comes first"
+        match message:
+            case Submit(requests, sampling):
+                engine.submit(requests, sampling)
+            case Abort(numbers):
+                engine.abort(set(numbers))
+            case AnnounceWeights(names):
+                self._carry_out(lambda: engine.announce_weights(names))
+            case StartUpdate():
+                engine.update = message
+                if engine.version is None:  # nothing is being generated
+                    self._carry_out(engine.start_update)
+            case LoadBucket(bucket):
+                self._carry_out(lambda: engine.load_bucket(bucket))
+            case FinishUpdate(version):
+                self._carry_out(lambda: engine.finish_update(version))
+
+    def _start(self, options: dict[str, Any]) -> None:
+        self._engine = Engine(options)
+
+    def _carry_out(self, command: Callable[[], None]) -> None:
+        try:
+            command()
+        except Exception as error:  # reported to the trainer, which decides
+            self._send(Done(told(error)))
+        else:
+            self._send(Done())
+        give_back()
+
+    def _send(self, message: Any) -> None:
+        self._connection.send(message)
+        self._said = time.monotonic()
+
+
+def told(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def main() -> None:
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides when to stop
     connection = Connection(int(sys.argv[1]))
-    engine: Engine | None = None
-    with suppress(EOFError, BrokenPipeError):  # the parent is gone
-        while True:
-            if engine and engine.unfinished and not connection.poll():
-                _generate(engine, connection)
-                continue
-            command, argument = connection.recv()
-            try:
-                if command == "start":
-                    engine = Engine(argument)
-                else:
-                    getattr(engine, command)(argument)
-            except Exception as error:  # reported to the trainer, which decides
-                if engine:
-                    engine.abort()
-                connection.send(_told(error))
-            else:
-                connection.send(("ok", None))
-            give_back()
-    os._exit(0)  # vLLM's own teardown can hang on a vanished parent
-
-
-def _generate(engine: Engine, connection: Connection) -> None:
-    """One step."""
+    status = 0  # vLLM's own teardown can hang on a vanished parent, so none is waited for
     try:
-        for finished in engine.step():
-            connection.send(("finished", finished))
+        Worker(connection).work()
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
+        pass
     except Exception as error:
-        engine.abort()
-        connection.send(_told(error))
-    if not engine.unfinished:
-        give_back()
-
-
-def _told(error: Exception) -> tuple[str, str]:
-    return "error", f"{type(error).__name__}: {error}"
+        status = 1
+        traceback.print_exc()
+        with suppress(OSError):
+            connection.send(Broken(told(error)))
+    os._exit(status)
 
 
 if __name__ == "__main__":

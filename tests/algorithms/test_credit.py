@@ -386,7 +386,17 @@ def make_samples(*samples):
     made = []
     for i, (status, finish, *length) in enumerate(samples):
         ids = np.full(length[0] if length else 1, 5, np.int32)
-        made.append(Sample(i, ids, np.full(len(ids), -1.0, np.float32), "", finish, 0, RewardStatus(status)))
+        made.append(
+            Sample(
+                i,
+                ids,
+                np.full(len(ids), -1.0, np.float32),
+                "",
+                finish,
+                np.zeros(len(ids), np.int32),
+                RewardStatus(status),
+            )
+        )
     return made
 
 

@@ -16,7 +16,7 @@ def make_group(prompt_ids, *responses):
     samples = []
     for i, response in enumerate(responses):
         ids = np.array(response, np.int32)
-        samples.append(Sample(i, ids, -ids.astype(np.float32) / 8, "", "stop", 0))
+        samples.append(Sample(i, ids, -ids.astype(np.float32) / 8, "", "stop", ids % 3))
     return SampleGroup(Prompt("p", "?", np.array(prompt_ids, np.int32), "3", "test"), samples)
 
 

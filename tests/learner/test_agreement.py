@@ -114,7 +114,10 @@ def make_groups(count, samples=2):
     return [
         SampleGroup(
             Prompt(str(i), "", ids(2 + i % 3), "", "test"),
-            [Sample(j, ids(n), np.zeros(n, np.float32), "", "stop", 0) for j, n in enumerate((3 + i % 4, 8)[:samples])],
+            [
+                Sample(j, ids(n), np.zeros(n, np.float32), "", "stop", np.zeros(n, np.int32))
+                for j, n in enumerate((3 + i % 4, 8)[:samples])
+            ],
         )
         for i in range(count)
     ]

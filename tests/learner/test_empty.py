@@ -32,7 +32,10 @@ def groups_of(*statuses):
     return [
         SampleGroup(
             Prompt(f"prompt {i}", "", np.array([3, 4], np.int32), "", "test"),
-            [Sample(j, ids, np.full(4, -1.0, np.float32), "", "stop", 0, status) for j in range(SAMPLES)],
+            [
+                Sample(j, ids, np.full(4, -1.0, np.float32), "", "stop", np.zeros(4, np.int32), status)
+                for j in range(SAMPLES)
+            ],
         )
         for i, status in enumerate(statuses)
     ]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from megarl.config import parse_config
-from megarl.rollout.pool import engine_environment, engine_options, start_waves
+from megarl.rollout.engine import engine_environment, engine_options, start_waves
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What is sampled for a step: refilling, adaptive sampling and greedy responses, with verdicts known in advance."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Callable
 
@@ -23,7 +24,7 @@ class KnownVerdicts:
         self.verdict = verdict
         self.draws: list[tuple] = []  # (seed, prompt ids, indices, sampling) of each call
 
-    def sample(self, prompts, n, sampling, seed, phases=("", ""), first=0):
+    async def sample(self, prompts, n, sampling, seed, first=0, **_):
         indices = range(first, first + n)
         self.draws.append((seed, [prompt.id for prompt in prompts], list(indices), sampling))
         return [SampleGroup(prompt, [self._sample(prompt, i, sampling) for i in indices]) for prompt in prompts]
@@ -36,7 +37,7 @@ class KnownVerdicts:
             rollout_logprobs=np.zeros(2, np.float32),
             text=f"{prompt.id}/{index} at {sampling.temperature:g}",
             finish_reason="length" if letter == "t" else "stop",
-            weight_version=0,
+            weight_versions=np.zeros(2, np.int32),
             status=RewardStatus(VERDICTS[letter]),
         )
 
@@ -59,7 +60,7 @@ class Steps:
         )
 
     def sample(self, step):
-        return sample_step(self.config, self.prompts, step, self.sampler.sample)
+        return asyncio.run(sample_step(self.config, self.prompts, step, self.sampler.sample))
 
 
 def letters(samples):

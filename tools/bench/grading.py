@@ -67,7 +67,7 @@ def sample(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as logs, RolloutPool(config, Path(logs), sorted(hf_names(arch))) as pool:
         pool.update_weights(HuggingFaceFiles(str(options.model)).tensors(arch), version=0)
         sampling, done = Sampling(1.0, 1.0, 0, options.max_tokens), itertools.count(1)
-        responses = pool.generate(requests, sampling, options.samples, lambda *_: print(next(done), end="\r"))
+        responses = pool.run(pool.generate(requests, sampling, options.samples, lambda *_: print(next(done), end="\r")))
     texts = Reader(config, tokenizer).read(response.token_ids for response in responses)
     rows = [
         {"problem": i // options.samples, "response": text, "finish_reason": response.finish_reason}

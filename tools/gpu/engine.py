@@ -19,10 +19,10 @@ from megarl.data.batch import build_demonstration_batch
 from megarl.learner.agreement import LIMITS
 from megarl.models.family import architecture, read_hf_config
 from megarl.models.weights import hf_names
-from megarl.rollout.messages import Request, Sampling
-from megarl.rollout.pool import RolloutPool
+from megarl.rollout.messages import FinishUpdate, LoadBucket, Request, Sampling, StartUpdate
+from megarl.rollout.pool import Receivers, RolloutPool
 
-PHASES = {"start_update": "prepare", "update_bucket": "load", "finish_update": "finish"}
+PHASES = {StartUpdate: "prepare", LoadBucket: "load", FinishUpdate: "finish"}
 
 
 class TimedPool(RolloutPool):
@@ -32,10 +32,10 @@ class TimedPool(RolloutPool):
         self.seconds: defaultdict[str, float] = defaultdict(float)
         super().__init__(config, *arguments)
 
-    def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+    def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int, only_stale: bool = False) -> None:
         self.seconds.clear()
         began = time.monotonic()
-        super().update_weights(self._timed(tensors), version)
+        super().update_weights(self._timed(tensors), version, only_stale)
         self.seconds["pack"] = time.monotonic() - began - sum(self.seconds.values())
 
     def _timed(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
@@ -48,10 +48,10 @@ class TimedPool(RolloutPool):
                 return
             yield item
 
-    def _call(self, command: str, argument: Any) -> None:
+    def _tell(self, receivers: Receivers, command: Any) -> None:
         began = time.monotonic()
-        super()._call(command, argument)
-        self.seconds[PHASES.get(command, command)] += time.monotonic() - began
+        super()._tell(receivers, command)
+        self.seconds[PHASES[type(command)]] += time.monotonic() - began
 
 
 def run(report: Report) -> None:
@@ -91,7 +91,7 @@ def _sample(pool: RolloutPool, vocabulary: int, count: int, prompt: int, respons
     generator = np.random.default_rng(0)
     requests = [Request(generator.integers(2, vocabulary, prompt).tolist(), seed=i) for i in range(count)]
     began = time.monotonic()
-    answers = pool.generate(requests, Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=response))
+    answers = pool.run(pool.generate(requests, Sampling(temperature=1.0, top_p=1.0, top_k=0, max_tokens=response)))
     took = time.monotonic() - began
     pairs = [(np.array(r.prompt_ids), a.token_ids) for r, a in zip(requests, answers, strict=True)]
     logprobs = torch.from_numpy(np.concatenate([answer.logprobs for answer in answers]))
