@@ -18,7 +18,7 @@ from megarl.config import Config
 from megarl.data.prompts import PromptSet, load_prompts
 from megarl.data.tokenizer import load_tokenizer
 from megarl.estimates import Estimate, Interval, estimate, mean_estimate, reported_ks
-from megarl.evaluation import EvaluationFolder, Row, check_continues
+from megarl.evaluation_folder import EvaluationFolder, Row, check_continues
 from megarl.models.checkpoints import find_checkpoint
 from megarl.models.family import architecture, read_hf_config
 from megarl.models.files import HuggingFaceFiles

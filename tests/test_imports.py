@@ -18,7 +18,7 @@ LAYERS = [  # of parts, the lowest first; parts of one layer don't know each oth
     {"data", "launcher"},
     {"inputs"},
     {"resume"},
-    {"evaluation", "runlog"},
+    {"evaluation_folder", "runlog"},
     {"learner"},
     {"metrics", "rollout"},
     {"preflight"},
