@@ -21,7 +21,7 @@ from megarl.estimates import Estimate, Interval, estimate, mean_estimate, report
 from megarl.evaluation_folder import EvaluationFolder, Row, check_continues
 from megarl.models.checkpoints import find_checkpoint
 from megarl.models.family import architecture, read_hf_config
-from megarl.models.files import HuggingFaceFiles
+from megarl.models.hugging_face import HuggingFaceFiles
 from megarl.models.weights import hf_names
 from megarl.preflight import check_data, check_machine, check_model, check_prompts, check_reward
 from megarl.processes import python_command, python_path

@@ -31,7 +31,7 @@ from megarl.files import NotWritten, refusal
 from megarl.learner.mesh import Mesh
 from megarl.learner.trainable import Trainable
 from megarl.models.checkpoints import complete_checkpoints, instead_of, latest_checkpoint, step_of
-from megarl.models.files import copy_model_files
+from megarl.models.hugging_face import copy_model_files
 from megarl.types import UserError
 
 # Megarl saves synchronously, so results stay in this process; Megatron's default queue is a process of its own, which

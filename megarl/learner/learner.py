@@ -26,7 +26,7 @@ from megarl.learner.model import build_critic, build_model, output_weight, token
 from megarl.learner.trainable import Trainable, learning_rate
 from megarl.learner.weights import WeightStream, load_hf_weights
 from megarl.models.family import architecture
-from megarl.models.files import save_hf_model
+from megarl.models.hugging_face import save_hf_model
 from megarl.ops.linear import linear_logprob
 from megarl.types import Batch
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from megarl.learner.mesh import Mesh
 from megarl.learner.model import ValueHead
 from megarl.models.family import Architecture
-from megarl.models.files import HuggingFaceFiles
+from megarl.models.hugging_face import HuggingFaceFiles
 from megarl.models.weights import Weight, join, split, weight_table
 from megarl.types import UserError
 
