@@ -11,7 +11,7 @@ import megarl
 ROOT = Path(megarl.__file__).parent
 LAYERS = [  # of parts, the lowest first; parts of one layer don't know each other
     {"types"},
-    {"estimates", "failpoints", "faults", "files", "memory", "published", "rank", "versions"},
+    {"estimates", "failpoints", "faults", "files", "memory", "rank", "versions"},
     {"ops", "processes"},
     {"algorithms", "models", "rewards"},
     {"config"},
