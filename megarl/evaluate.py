@@ -19,10 +19,10 @@ from megarl.config import Config
 from megarl.data.prompts import PromptSet, load_prompts
 from megarl.data.tokenizer import load_tokenizer
 from megarl.estimates import Estimate, Interval, estimate, mean_estimate, reported_ks
-from megarl.evaluation import EvaluationFolder, Row, check_continues
-from megarl.models.checkpoints import find_checkpoint
+from megarl.evaluation_folder import EvaluationFolder, Row, check_continues
 from megarl.models.family import architecture, read_hf_config
-from megarl.models.files import HuggingFaceFiles
+from megarl.models.find_checkpoint import find_checkpoint
+from megarl.models.hugging_face import HuggingFaceFiles
 from megarl.models.weights import hf_names
 from megarl.preflight import check_data, check_machine, check_model, check_prompts, check_reward
 from megarl.processes import python_command, python_path

@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megarl.algorithms.credit import Credit
 from megarl.algorithms.loss import clipped_tokens, kl_estimate
 from megarl.algorithms.mismatch import sequence_mean
 from megarl.algorithms.recipe import Recipe
 from megarl.estimates import pass_at_k
-from megarl.learner.learner import Update
 from megarl.rewards.alarm import is_alarming
-from megarl.types import Batch, Metrics, RewardStatus, Rollout, SampleGroup
+from megarl.types import Batch, Credit, Metrics, RewardStatus, Rollout, SampleGroup, Update
 
 
 def sample_metrics(rollout: Rollout, credit: Credit, batch: Batch, step: int) -> Metrics:

@@ -64,7 +64,7 @@ def check_precision(config: Config) -> None:
 
 def check_model(config: Config, command: str) -> None:
     from megarl.data.tokenizer import check_stop_tokens, check_vocabulary, load_tokenizer
-    from megarl.models.files import HuggingFaceFiles, model_files
+    from megarl.models.hugging_face import HuggingFaceFiles, model_files
 
     path, learner = config.model.path, config.learner
     hf_config = read_hf_config(path)

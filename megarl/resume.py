@@ -20,7 +20,7 @@ from megarl.config import Config, load_config
 from megarl.data.prompts import load_problems
 from megarl.files import locked, write_whole
 from megarl.inputs import inputs
-from megarl.models.checkpoints import latest_checkpoint, step_folders, step_of
+from megarl.models.find_checkpoint import latest_checkpoint, step_folders, step_of
 from megarl.types import UserError
 
 # What may differ from the run that is resumed: where it lies, how long it is, what it saves and shows, and how the work

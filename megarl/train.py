@@ -17,8 +17,8 @@ from megarl.learner.mesh import Mesh
 from megarl.learner.model import check_precision
 from megarl.memory import memory_of_ranks
 from megarl.metrics import evaluation_metrics, sample_metrics, update_metrics
-from megarl.models.checkpoints import step_of
 from megarl.models.family import architecture, read_hf_config
+from megarl.models.find_checkpoint import step_of
 from megarl.models.weights import hf_names
 from megarl.rollout.source import RolloutSource
 from megarl.runlog import RunLog, summary

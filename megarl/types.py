@@ -1,4 +1,4 @@
-"""The records that travel through the loop: Prompt -> Sample -> SampleGroup -> Batch.
+"""The records that travel through the loop: Prompt -> Sample -> SampleGroup -> Batch -> Update.
 
 Per-token arrays of a Batch align with the *predicted* token: entry j of a sequence describes the prediction of its
 token j from the tokens before it. Entry 0 of a sequence therefore describes nothing; its mask is 0.
@@ -99,6 +99,15 @@ class Rollout:
         return [sample for group in groups for sample in (*group.drawn, *([group.greedy] if group.greedy else ()))]
 
 
+@dataclass(frozen=True)
+class Credit:
+    """What each sample of a step is worth to the recipe; samples in the order of the groups."""
+
+    keep: Tensor  # bool[S], the sample is in the loss and its denominator
+    advantages: Tensor  # f64[S], 0 where not kept
+    rewards: Tensor  # f64[S], what the advantages were made of
+
+
 @dataclass
 class Batch:
     """Sequences to learn from, flat: sequence i owns the tokens cu_seqlens[i]:cu_seqlens[i+1]. All tensors on CPU."""
@@ -142,3 +151,16 @@ class Batch:
             if (name := f.name) not in ("cu_seqlens", "prompt_index") and (values := getattr(self, name)) is not None
         }
         return Batch(cu_seqlens=cu_seqlens, prompt_index=self.prompt_index[sequences], **of_token)
+
+
+@dataclass(frozen=True)
+class Update:
+    """What one optimizer update saw; per-token values are of the policy before it."""
+
+    logprobs: Tensor  # f32[T]
+    entropy: Tensor  # f32[T]
+    loss: float
+    grad_norm: float
+    lr: float  # 0 where the critic learned alone
+    value_loss: float | None = None
+    value_grad_norm: float | None = None

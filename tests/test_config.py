@@ -4,8 +4,9 @@ import pytest
 
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES
-from megarl.config import dump_config, load_config, parse_config
+from megarl.config import dump_config, load_config, parse_config, sections
 from megarl.config.shipped import copy_config
+from megarl.rewards import REWARDS
 from megarl.types import UserError
 
 QUICKSTART = Path(__file__).parents[1] / "configs" / "quickstart.yaml"
@@ -281,6 +282,10 @@ def test_one_sample_per_prompt_names_all_that_compares_a_group(tmp_path, recipe,
 @pytest.mark.parametrize("recipe", ["raft", "raft_pp", "reinforce", "remax", "ppo", "reinforce_plus_plus"])
 def test_one_sample_per_prompt_is_fine_without_a_group(tmp_path, recipe):
     assert load(tmp_path, f"schedule: {{samples_per_prompt: 1}}\nrecipe: {recipe}").recipe.name == recipe
+
+
+def test_every_reward_that_ships_can_be_chosen():
+    assert tuple(REWARDS) == sections.REWARDS
 
 
 def test_maxrl_refuses_rewards_of_plus_and_minus_one(tmp_path):

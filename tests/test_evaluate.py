@@ -16,7 +16,7 @@ from megarl.config import load_config
 from megarl.data import arithmetic
 from megarl.data.prompts import load_prompts
 from megarl.evaluate import find_model, results
-from megarl.evaluation import EvaluationFolder, check_continues
+from megarl.evaluation_folder import EvaluationFolder, check_continues
 from megarl.preflight import check_run_folder
 from megarl.types import RewardStatus, Sample, SampleGroup, UserError
 

@@ -8,14 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from megarl.algorithms.credit import Credit
 from megarl.algorithms.mismatch import mismatch_metrics
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES
 from megarl.data.batch import build_batch
-from megarl.learner.learner import Update
 from megarl.metrics import evaluation_metrics, sample_metrics, update_metrics
-from megarl.types import Batch, Prompt, RewardStatus, Rollout, Sample, SampleGroup
+from megarl.types import Batch, Credit, Prompt, RewardStatus, Rollout, Sample, SampleGroup, Update
 
 KIND = {"c": "correct", "w": "wrong", "n": "no_answer", "t": "truncated", "o": "timeout", "e": "error"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from megarl.config import Config, dump_config, load_config
-from megarl.evaluation import check_continues
+from megarl.evaluation_folder import check_continues
 from megarl.preflight import check_run_folder
 from megarl.resume import CHANGEABLE, check_inputs, differing, held_by, run_folder, set_aside
 from megarl.study.config import load_study

@@ -6,11 +6,12 @@ value = loss(recipe, logprobs, old_logprobs, credited.advantages, mask * credite
 value.backward()
 """
 
-from megarl.algorithms.credit import Credit, credit
+from megarl.algorithms.credit import credit
 from megarl.algorithms.gae import gae, value_loss, whiten
 from megarl.algorithms.loss import loss
 from megarl.algorithms.mismatch import mismatch_weights
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES
+from megarl.types import Credit
 
 __all__ = ["RECIPES", "Credit", "Recipe", "credit", "gae", "loss", "mismatch_weights", "value_loss", "whiten"]

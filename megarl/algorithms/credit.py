@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from megarl.algorithms.recipe import Recipe
-from megarl.types import Sample, SampleGroup
+from megarl.types import Credit, Sample, SampleGroup
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Credit:
-    keep: Tensor  # bool[S], the sample is in the loss and its denominator
-    advantages: Tensor  # f64[S], 0 where not kept
-    rewards: Tensor  # f64[S], what the advantages were made of
 
 
 def credit(

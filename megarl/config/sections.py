@@ -25,10 +25,11 @@ from pydantic import (
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES
 from megarl.config.shipped import BUILT_IN, BUILT_IN_MODEL
-from megarl.rewards import check_name
 from megarl.types import UserError
 
 DEFAULT_RECIPE = "raft_pp"
+REWARDS = ("math", "countdown", "format")
+FUNCTION = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")  # module:function
 Precision = Literal["fp32", "bf16", "fp8"]
 
 
@@ -211,7 +212,8 @@ class RewardConfig(Section):
     @field_validator("name")
     @classmethod
     def _reward_exists(cls, name: str) -> str:
-        check_name(name)
+        if name not in REWARDS and not FUNCTION.fullmatch(name):
+            raise ValueError(f"there is {', '.join(REWARDS)}, or a function of yours as module:function")
         return name
 
     @model_validator(mode="after")

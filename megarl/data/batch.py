@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from megarl.algorithms.credit import Credit
-from megarl.types import Batch, Prompt, SampleGroup
+from megarl.types import Batch, Credit, Prompt, SampleGroup
 
 
 def build_batch(groups: list[SampleGroup], credit: Credit) -> Batch:

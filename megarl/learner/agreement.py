@@ -5,13 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megarl.algorithms.credit import Credit
 from megarl.algorithms.loss import kl_estimate
 from megarl.algorithms.mismatch import mismatch_metrics
 from megarl.config import Config
 from megarl.data.batch import build_batch
-from megarl.learner.learner import Learner, Update
-from megarl.types import Batch, Metrics, SampleGroup
+from megarl.learner.learner import Learner
+from megarl.types import Batch, Credit, Metrics, SampleGroup, Update
 
 PROBE_GROUPS = 64
 # Mean |log-prob| difference that no rounding explains, only wrong weights or another function.

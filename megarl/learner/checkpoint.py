@@ -5,7 +5,7 @@
     checkpoints/LATEST         name of the newest complete one
 
 A checkpoint is written under a temporary name, made durable, renamed, and only then named in LATEST: a crash at any
-point leaves the previous one in force. Which one a run resumes from is said in models/checkpoints.py.
+point leaves the previous one in force. Which one a run resumes from is said in models/find_checkpoint.py.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megarl.files import NotWritten, refusal
 from megarl.learner.mesh import Mesh
 from megarl.learner.trainable import Trainable
-from megarl.models.checkpoints import complete_checkpoints, instead_of, latest_checkpoint, step_of
-from megarl.models.files import copy_model_files
+from megarl.models.find_checkpoint import complete_checkpoints, instead_of, latest_checkpoint, step_of
+from megarl.models.hugging_face import copy_model_files
 from megarl.types import UserError
 
 # Megarl saves synchronously, so results stay in this process; Megatron's default queue is a process of its own, which

@@ -17,9 +17,9 @@ from megarl.learner.checkpoint import load_model, save_model, stored_dtypes
 from megarl.learner.mesh import Mesh
 from megarl.learner.model import build_model, transformer_config
 from megarl.learner.weights import WeightStream, load_hf_weights
-from megarl.models.checkpoints import find_checkpoint
 from megarl.models.family import architecture, read_hf_config
-from megarl.models.files import HuggingFaceFiles, save_hf_model
+from megarl.models.find_checkpoint import find_checkpoint
+from megarl.models.hugging_face import HuggingFaceFiles, save_hf_model
 from megarl.models.weights import hf_names
 from megarl.types import UserError
 

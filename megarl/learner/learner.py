@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +25,9 @@ from megarl.learner.model import build_critic, build_model, output_weight, token
 from megarl.learner.trainable import Trainable, learning_rate
 from megarl.learner.weights import WeightStream, load_hf_weights
 from megarl.models.family import architecture
-from megarl.models.files import save_hf_model
+from megarl.models.hugging_face import save_hf_model
 from megarl.ops.linear import linear_logprob
-from megarl.types import Batch
-
-
-@dataclass(frozen=True)
-class Update:
-    """What one optimizer update saw; per-token values are of the policy before it."""
-
-    logprobs: Tensor  # f32[T]
-    entropy: Tensor  # f32[T]
-    loss: float
-    grad_norm: float
-    lr: float  # 0 where the critic learned alone
-    value_loss: float | None = None
-    value_grad_norm: float | None = None
-
+from megarl.types import Batch, Update
 
 Outputs = tuple[Tensor, ...]  # per-token results of a forward pass, laid out as the micro-batch
 Head = Callable[[Tensor, MicroBatch], Outputs]  # the model's output of a micro-batch -> Outputs

@@ -14,7 +14,7 @@ from torch import Tensor
 from megarl.learner.mesh import Mesh
 from megarl.learner.model import ValueHead
 from megarl.models.family import Architecture
-from megarl.models.files import HuggingFaceFiles
+from megarl.models.hugging_face import HuggingFaceFiles
 from megarl.models.weights import Weight, join, split, weight_table
 from megarl.types import UserError
 
@@ -101,12 +101,12 @@ class WeightStream:
         bucket: list[tuple[Weight, tuple[int, ...]]] = []
         size = 0
         for weight, shape in rows:
-            elements = torch.Size(shape).numel() * self._dtype.itemsize * self.mesh.tp_size
-            if bucket and size + elements > self.bucket_bytes:
+            weight_bytes = torch.Size(shape).numel() * self._dtype.itemsize * self.mesh.tp_size
+            if bucket and size + weight_bytes > self.bucket_bytes:
                 yield bucket
                 bucket, size = [], 0
             bucket.append((weight, shape))
-            size += elements
+            size += weight_bytes
         if bucket:
             yield bucket
 

@@ -1,4 +1,7 @@
-"""Verifiable rewards: a reward is a few functions of text, and a row here. The pool supplies the processes."""
+"""Verifiable rewards: a reward is a few functions of text, and a row here. The pool supplies the processes.
+
+The names of the rows are also in config/sections.py, which imports no grader.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from megarl.rewards import countdown, extraction, guards, layout, math, user
+from megarl.types import UserError
 
 
 @dataclass(frozen=True)
@@ -51,16 +55,14 @@ REWARDS = {
 }
 
 
-def check_name(name: str) -> None:
-    """Raises ValueError for a reward that there can't be."""
-    if name not in REWARDS and not user.NAME.fullmatch(name):
-        raise ValueError(f"there is {', '.join(REWARDS)}, or a function of yours as module:function")
-
-
 def reward_named(name: str, lenient: bool = False) -> Reward:
-    """A row of REWARDS, or the user's `module:function`, which is imported by `prepare` only."""
+    """A row of REWARDS, or the user's `module:function`, which is imported by `prepare` only. Raises UserError."""
     if ":" in name:
         check = partial(user.verdict, name)
         return Reward(str, lambda *_: None, user.guard, check, prepare=partial(user.load, name), whole_response=True)
+    if name not in REWARDS:
+        raise UserError(
+            f"reward.name={name!r}: there is {', '.join(REWARDS)}, or a function of yours as module:function"
+        )
     reward = REWARDS[name]
     return replace(reward, extract_answer=extraction.lenient_answer) if lenient else reward

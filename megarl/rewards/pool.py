@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from megarl.rewards import check_name, reward_named
+from megarl.rewards import reward_named
 from megarl.rewards.process import Question, WorkerLost, WorkerProcess
 from megarl.types import RewardStatus, UserError
 
@@ -58,10 +58,6 @@ class RewardPool:
         reward: str = "math",
         lenient: bool = False,
     ) -> None:
-        try:
-            check_name(reward)
-        except ValueError as error:
-            raise UserError(f"reward.name={reward!r}: {error}") from None
         if min(workers, recycle_after) < 1 or cpu_seconds <= 0:
             raise UserError("reward: workers, recycle_after and cpu_seconds must be positive")
         self.workers, self.recycle_after = workers, recycle_after

@@ -10,14 +10,12 @@ import importlib
 import importlib.util
 import inspect
 import os
-import re
 import sys
 from collections.abc import Callable
 from functools import cache
 from importlib.machinery import PathFinder
 from types import ModuleType
 
-NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 MAX_CHARACTERS = 1 << 20  # of a response
 
 

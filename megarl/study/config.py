@@ -17,7 +17,7 @@ from pydantic import Field, field_validator
 from megarl.algorithms import RECIPES
 from megarl.algorithms.recipe import nearest
 from megarl.config import Config, Section, parse_config
-from megarl.config.files import read_yaml, validated
+from megarl.config.load import read_yaml, validated
 from megarl.config.overrides import apply_override
 from megarl.config.sections import PathText
 from megarl.resume import CHANGEABLE, HELD, differing, held_by, recorded_config

@@ -11,7 +11,7 @@ import numpy as np
 
 from megarl.algorithms import RECIPES
 from megarl.models.family import architecture, read_hf_config
-from megarl.models.files import HuggingFaceFiles
+from megarl.models.hugging_face import HuggingFaceFiles
 from megarl.study.claims import A_THIRD, CLAIMS, TIE_MARGIN, Claim, Judgement, judge
 from megarl.study.config import OF_THE_ROW, Settings, flatten
 from megarl.study.plots import write_plots

@@ -15,13 +15,13 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Table
 
 from megarl.config import DataConfig, load_config
+from megarl.config.published import SETTINGS
 from megarl.config.sections import place
 from megarl.data.benchmarks import BOXED, EVALUATION_SETS, LIST, TRAINING_SETS, Layout, ProblemSet
 from megarl.data.overlap import NGRAM
 from megarl.data.prepare import REASONS, Preparation, prepare
 from megarl.data.sources import is_file_name
 from megarl.files import path
-from megarl.published import SETTINGS
 from megarl.types import UserError
 
 EXAMPLES = """\

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from megarl.algorithms.credit import Credit
 from megarl.data.batch import build_batch, build_demonstration_batch, minibatches
-from megarl.types import Batch, Prompt, Sample, SampleGroup
+from megarl.types import Batch, Credit, Prompt, Sample, SampleGroup
 
 ANNOTATIONS = ("old_logprobs", "ref_logprobs", "values", "returns", "correction")
 

@@ -143,7 +143,7 @@ def test_what_is_no_evaluation_set_is_refused_in_one_line(value, words):
 
 
 def test_overrides_choose_evaluation_sets():
-    from megarl.config.files import apply_override
+    from megarl.config.load import apply_override
 
     for text, expected in (
         ("data.eval=[math500,gsm8k=x.jsonl]", ["math500", "gsm8k=x.jsonl"]),

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from megarl.algorithms.credit import Credit
 from megarl.algorithms.recipes import RECIPES
 from megarl.config import OptimConfig, parse_config
 from megarl.data.batch import build_batch
@@ -15,7 +14,7 @@ from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
 from megarl.learner.trainable import learning_rate
 from megarl.models.family import read_hf_config
-from megarl.types import Batch, Prompt, Sample, SampleGroup
+from megarl.types import Batch, Credit, Prompt, Sample, SampleGroup
 
 
 def config_with(precision, limit=None, path="unused", **sections):

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import LlamaConfig, Qwen2Config
 
 from megarl.models.family import Architecture, architecture, read_hf_config, rotary_inv_freq
-from megarl.models.files import HuggingFaceFiles
+from megarl.models.hugging_face import HuggingFaceFiles
 from megarl.types import UserError
 
 

@@ -45,7 +45,7 @@ def sample(options: argparse.Namespace) -> None:
     from megarl.data.prompts import encode_prompts, stable_hash
     from megarl.data.tokenizer import load_tokenizer
     from megarl.models.family import architecture, read_hf_config
-    from megarl.models.files import HuggingFaceFiles
+    from megarl.models.hugging_face import HuggingFaceFiles
     from megarl.models.weights import hf_names
     from megarl.rollout.messages import Request, Sampling
     from megarl.rollout.pool import RolloutPool

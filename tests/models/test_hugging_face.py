@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megarl.models.family import architecture, read_hf_config
-from megarl.models.files import EMBEDDING, HEAD, INDEX, SINGLE, HuggingFaceFiles, copy_model_files, save_hf_model
+from megarl.models.hugging_face import EMBEDDING, HEAD, INDEX, SINGLE, HuggingFaceFiles, copy_model_files, save_hf_model
 from megarl.types import UserError
 
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from megarl.models.checkpoints import complete_checkpoints, find_checkpoint, instead_of, latest_checkpoint
+from megarl.models.find_checkpoint import complete_checkpoints, find_checkpoint, instead_of, latest_checkpoint
 from megarl.types import UserError
 
 

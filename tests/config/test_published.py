@@ -4,7 +4,7 @@ import pytest
 
 from megarl.algorithms.recipes import RECIPES
 from megarl.config import Config
-from megarl.published import SETTINGS, published_values
+from megarl.config.published import SETTINGS, published_values
 
 PROMPT = {
     "max_prompt_tokens": 1024,

@@ -17,9 +17,9 @@ from megarl.algorithms.recipe import Recipe, compose, nearest
 from megarl.algorithms.recipes import RECIPES, variant_fields
 from megarl.config import yaml12
 from megarl.config.overrides import apply_override
+from megarl.config.published import SETTINGS, published_values
 from megarl.config.sections import DEFAULT_RECIPE, Config
 from megarl.config.shipped import find_config
-from megarl.published import SETTINGS, published_values
 from megarl.types import UserError
 
 Model = TypeVar("Model", bound=BaseModel)
