@@ -1,6 +1,7 @@
 """Deaths at an exact place, for tests of what a run survives.
 
 MEGARL_FAILPOINT="rank 1 update 4": rank 1 is killed as it begins the phase update for the fourth time.
+"engine 0.1 generation 9": so is rollout engine 0, in the first of its processes, before its ninth step of generation.
 """
 
 from __future__ import annotations
@@ -10,11 +11,13 @@ import signal
 from collections import Counter
 
 VARIABLE = "MEGARL_FAILPOINT"
+PROCESS = "MEGARL_PROCESS"  # what this process is, where it is no rank
 _reached: Counter[str] = Counter()
 
 
 def reach(phase: str) -> None:
     """Say that a phase begins; the end of this process where it is the one that VARIABLE names."""
     _reached[phase] += 1
-    if os.environ.get(VARIABLE) == f"rank {os.environ.get('RANK', 0)} {phase} {_reached[phase]}":
+    process = os.environ.get(PROCESS) or f"rank {os.environ.get('RANK', 0)}"
+    if os.environ.get(VARIABLE) == f"{process} {phase} {_reached[phase]}":
         os.kill(os.getpid(), signal.SIGKILL)

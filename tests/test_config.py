@@ -561,3 +561,43 @@ def test_megarls_own_configs_and_model_are_there_from_any_folder(tmp_path, monke
         copy_config("quickstart")
     with pytest.raises(UserError, match=r"config file mine does not exist; megarl brings .*quickstart"):
         load_config("mine")
+
+
+OFF_POLICY = "recipe: {name: raft_pp, old_policy: rollout}"
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "key", "fix"),
+    [
+        ("", ["schedule.partial_rollouts=64"], "schedule.partial_rollouts=64", "partial_rollouts=null"),
+        ("", ["rollout.weight_update=in_flight"], "rollout.weight_update=in_flight", "weight_update=drain"),
+        (
+            OFF_POLICY,
+            ["schedule.max_staleness=1", "schedule.partial_rollouts=64", "rollout.weight_update=in_flight"],
+            "schedule.partial_rollouts=64",
+            "use drain",
+        ),
+        ("recipe: raft", ["schedule.max_staleness=1", "schedule.epochs=2"], "schedule.epochs=2", "epochs=1"),
+        ("recipe: raft_pp", ["schedule.max_staleness=1"], "schedule.max_staleness=1", "recipe.old_policy=rollout"),
+        ("recipe: kimi_k2", ["schedule.max_staleness=3"], "schedule.max_staleness=3", "recipe.mismatch"),
+        ("", ["schedule.max_staleness=-1"], "schedule.max_staleness", "0"),
+    ],
+)
+def test_what_staleness_contradicts_is_refused(tmp_path, text, overrides, key, fix):
+    message = refusal(tmp_path, text, *overrides)
+    assert key in message and fix in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides"),
+    [
+        (OFF_POLICY, ["schedule.epochs=2"]),
+        (OFF_POLICY, ["schedule.partial_rollouts=64"]),
+        (OFF_POLICY, ["rollout.weight_update=in_flight"]),
+        ("recipe: {name: grpo, mismatch: token_tis}", []),
+        ("recipe: raft", []),
+        ("recipe: iterative_dpo", ["schedule.epochs=2"]),
+    ],
+)
+def test_what_says_how_it_uses_older_samples_may_be_stale(tmp_path, text, overrides):
+    assert load(tmp_path, text, "schedule.max_staleness=2", *overrides).schedule.max_staleness == 2

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 
 from megarl.config import Config
+from megarl.failpoints import PROCESS
 from megarl.processes import describe_exit, python_command, python_path
 from megarl.rank import LAUNCHER_VARIABLES
 from megarl.rollout.messages import Broken
@@ -41,12 +42,13 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """A child process of this one. To be made in an event loop, by a thread that outlives it."""
+    """A child process of this one, the `life`th of engine `index`. Made in an event loop, by a thread that outlives it.
+    """
 
-    def __init__(self, config: Config, index: int, log_path: Path) -> None:
+    def __init__(self, config: Config, index: int, life: int, log_path: Path) -> None:
         ours, theirs = socket.socketpair()
         environment = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
-        environment |= python_path() | engine_environment(config, index)
+        environment |= python_path() | engine_environment(config, index) | {PROCESS: f"engine {index}.{life}"}
         with theirs, log_path.open("a") as log:
             self.process = subprocess.Popen(
                 python_command("megarl.rollout.worker", str(theirs.fileno())),

@@ -80,6 +80,7 @@ class Member:
     tokens: int = 0  # of its unfinished responses, when it last told
     busy: float = 0.0  # seconds of generation, of all its processes
     busy_before: float = 0.0  # of those that died
+    lives: int = 0  # processes so far
     deaths: int = 0  # since it last finished a response
 
     @property
@@ -292,7 +293,8 @@ class RolloutPool:
 
     async def _begin(self, member: Member) -> None:
         """A process with the model loaded. Raises RolloutError."""
-        engine = LocalEngine(self.config, member.index, member.log_path)
+        member.lives += 1
+        engine = LocalEngine(self.config, member.index, member.lives, member.log_path)
         member.engine, member.state = engine, State.STARTING
         await engine.connect()
         try:
@@ -348,9 +350,9 @@ class RolloutPool:
                     if (work := member.work.pop(number, None)) and not work.response.done():
                         work.response.set_result(response)
             case Refused(number, reason):
-                error = RolloutError(f"rollout engine {member.index}: {reason} (log: {member.log_path})")
                 if (work := member.work.pop(number, None)) and not work.response.done():
-                    work.response.set_exception(error)
+                    why = f"rollout engine {member.index}: {reason} (log: {member.log_path})"
+                    work.response.set_exception(RolloutError(why))
             case Progress(tokens, busy):
                 member.tokens, member.busy = tokens, member.busy_before + busy
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
@@ -22,7 +22,7 @@ async def sample_step(
 ) -> Rollout:
     """A pure function of the step and of what `sample` (that of `Sampler`) draws, so resuming needs no state."""
     recipe, schedule, sampling = config.recipe, config.schedule, training_sampling(config)
-    n, seconds = schedule.samples_per_prompt, Counter[str]()
+    n, seconds = schedule.samples_per_prompt, defaultdict[str, float](float)
     sample = partial(sample, due=step, on_response=on_response, seconds=seconds)
     draw = partial(sample, n=recipe.samples_per_round or n, sampling=sampling, seed=("step", step))
     rollout = Rollout(await draw(prompts.at_step(step, schedule.prompts_per_step, config.run.seed)))

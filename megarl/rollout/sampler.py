@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -52,7 +52,7 @@ class Sampler:
         due: int = FIRST,
         on: int | None = None,
         on_response: Callable[[], object] = lambda: None,
-        seconds: Counter[str] | None = None,
+        seconds: defaultdict[str, float] | None = None,
     ) -> list[SampleGroup]:
         """n scored samples of each prompt, their indices beginning at `first`.
 

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from megarl.failpoints import reach
 from megarl.memory import give_back
 from megarl.rollout.messages import (
     Abort,
@@ -156,7 +157,7 @@ class Engine:
 
     def _tokens(self, number: int) -> int:
         """How long a response is that is being generated."""
-        processor = self.llm.llm_engine.output_processor
+        processor: Any = self.llm.llm_engine.output_processor
         (internal,) = processor.external_req_ids[str(number)]
         return processor.request_states[internal].detokenizer.num_output_tokens()
 
@@ -199,6 +200,7 @@ class Worker:
             self._send(refused)
         if not engine.can_step:
             return
+        reach("generation")
         if finished := engine.step():
             self._send(Finished(finished, engine.busy))
         elif time.monotonic() - self._said > PROGRESS_SECONDS:

@@ -59,6 +59,7 @@ def test_mask_and_rollout_log_probs_sit_on_the_tokens_of_the_response():
         [0, -8 / 8, -9 / 8],
         [0, 0, -11 / 8, -12 / 8, -13 / 8],
     ]
+    assert of_sequences(batch, batch.weight_versions) == [[0, 0, 0, 1, 2], [0, 0, 0, 1], [0, 2, 0], [0, 0, 2, 0, 1]]
     assert all(getattr(batch, name) is None for name in ANNOTATIONS)
 
 
@@ -92,7 +93,7 @@ def annotated(*names):
     return batch
 
 
-PER_TOKEN = ("tokens", "mask", "advantages", "rollout_logprobs")
+PER_TOKEN = ("tokens", "mask", "advantages", "rollout_logprobs", "weight_versions")
 
 
 @pytest.mark.parametrize("names", [(), ("old_logprobs",), ("values", "returns"), ANNOTATIONS], ids=str)

@@ -9,12 +9,20 @@ import torch
 from megarl.algorithms.recipes import RECIPES
 from megarl.config import OptimConfig, parse_config
 from megarl.data.batch import build_batch
-from megarl.learner.agreement import LIMITS, PROBE_GROUPS, MismatchError, check_agreement, probe_policy
+from megarl.learner.agreement import (
+    LIMITS,
+    PROBE_GROUPS,
+    MismatchError,
+    check_agreement,
+    probe_agreement,
+    probe_policy,
+    step_agreement,
+)
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
 from megarl.learner.trainable import learning_rate
 from megarl.models.family import read_hf_config
-from megarl.types import Batch, Credit, Prompt, Sample, SampleGroup
+from megarl.types import Batch, Credit, Prompt, Sample, SampleGroup, Update
 
 
 def config_with(precision, limit=None, path="unused", **sections):
@@ -214,3 +222,31 @@ def test_cosine_starts_at_the_full_rate_after_warm_up_and_falls_to_about_the_min
 def test_a_cosine_of_one_step_has_a_rate():
     optim = OptimConfig(lr=2.0, lr_schedule="cosine", min_lr_ratio=0.5)
     assert 1.0 <= learning_rate(optim, 0, 1) <= 2.0
+
+
+STALE = {"recipe": {"name": "raft_pp", "old_policy": "rollout"}, "schedule": {"max_staleness": 2}}
+
+
+def test_samples_by_older_weights_are_measured_by_their_lag_and_not_refused():
+    batch, logprobs = differing_by(0.0)
+    logprobs += torch.tensor([0.0, 0.0, 0.5, 0.1])
+    update = Update(logprobs, torch.zeros(4), loss=0.0, grad_norm=0.0, lr=0.0)
+    for versions, lags in (([0, 0, 5, 6], {2: 0.5, 1: 0.1}), ([0, 0, 7, 5], {0: 0.5, 2: 0.1})):
+        batch.weight_versions = torch.tensor(versions)
+        metrics = step_agreement(config_with("fp32", **STALE), 7, batch, [(batch, update)])
+        assert metrics["mismatch/mean"] == pytest.approx(0.3)
+        by_lag = {name: value for name, value in metrics.items() if "lag" in name}
+        assert by_lag == {f"mismatch/lag_{lag}": pytest.approx(value) for lag, value in lags.items()}
+    batch.weight_versions = torch.tensor([0, 0, 7, 7])  # by the step's own weights
+    with pytest.raises(MismatchError):
+        step_agreement(config_with("fp32", **STALE), 7, batch, [(batch, update)])
+
+
+def test_a_probe_by_other_weights_is_refused_however_old_the_samples_may_be(moved):
+    learner, groups = moved
+    assert probe_agreement(learner.config, learner, groups) == {"mismatch/probe": 0}
+    for sample in groups[0].samples:
+        sample.rollout_logprobs = sample.rollout_logprobs + np.float32(0.1)
+    with pytest.raises(MismatchError):
+        probe_agreement(learner.config, learner, groups)
+    assert probe_agreement(learner.config, learner, []) == {}
