@@ -1,4 +1,4 @@
-"""Generation ahead of learning through the command line: whatever dies on the way, no sample is lost or learned twice."""
+"""Generation ahead of learning through the command line: whatever dies, no sample is lost or learned twice."""
 
 import json
 import os
