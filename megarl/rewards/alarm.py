@@ -11,6 +11,7 @@ from megarl.types import RewardStatus
 
 ALARM_SHARE = 0.01  # of verdicts that are timeout or error
 EXAMPLE_CHARACTERS = 80
+RECENT = 16  # steps that may be under way side by side
 FORMLESS = (RewardStatus.NO_ANSWER, RewardStatus.TRUNCATED)
 
 
@@ -45,23 +46,25 @@ class Alarm:
     """Counts the verdicts of a step, which may be graded in several draws, and raises at most one alarm for it."""
 
     def __init__(self) -> None:
-        self._step: Hashable = None
-        self._statuses: Counter[RewardStatus] = Counter()
-        self._raised = False
+        self._steps: dict[Hashable, Counter[RewardStatus]] = {}  # of the last few: their draws may alternate
+        self._raised: set[Hashable] = set()
 
     def message(self, step: Hashable, verdicts: Sequence[Verdict]) -> str | None:
         """One line with counts and an example, if these verdicts bring the step's failures over 1%."""
-        if step != self._step:
-            self._step, self._statuses, self._raised = step, Counter(), False
-        self._statuses.update(verdict.status for verdict in verdicts)
+        if step not in self._steps and len(self._steps) == RECENT:
+            oldest = next(iter(self._steps))
+            del self._steps[oldest]
+            self._raised.discard(oldest)
+        statuses = self._steps.setdefault(step, Counter())
+        statuses.update(verdict.status for verdict in verdicts)
         failed = [verdict for verdict in verdicts if not verdict.status.is_verdict]
-        if self._raised or not failed or not is_alarming(self._statuses):
+        if step in self._raised or not failed or not is_alarming(statuses):
             return None
-        self._raised = True
-        counts = ", ".join(f"{n} {s}" for s, n in sorted(self._statuses.items()) if not s.is_verdict)
+        self._raised.add(step)
+        counts = ", ".join(f"{n} {s}" for s, n in sorted(statuses.items()) if not s.is_verdict)
         example = failed[0]
         of = f" on {example.extracted[:EXAMPLE_CHARACTERS]!r}" if example.extracted else ""
         return (
-            f"reward alarm: {counts} of {self._statuses.total()} verdicts, which leave the loss; "
+            f"reward alarm: {counts} of {statuses.total()} verdicts, which leave the loss; "
             f"e.g. {example.status}{of}: {example.reason}"
         )

@@ -79,7 +79,7 @@ class Sampler:
             seconds["generation"] += generated - started
             seconds["grading"] += time.monotonic() - generated
         texts, verdicts = [text for text, _ in graded], [verdict for _, verdict in graded]
-        if alarm := self.alarm.message(seed[-1], verdicts):
+        if alarm := self.alarm.message(self.pool.version if due == FIRST else ("step", due), verdicts):
             self.log.say(alarm)
         if seed[0] == "step" and not self._has_sampled:
             self._has_sampled = True

@@ -35,6 +35,15 @@ def test_the_draws_of_a_step_count_together():
     assert "3 timeout of 203 verdicts" in alarm.message(1, verdicts(0, timeout=1))
 
 
+def test_the_draws_of_two_steps_may_alternate():
+    alarm = Alarm()
+    assert alarm.message(1, verdicts(200, timeout=1)) is alarm.message(2, verdicts(300)) is None
+    assert alarm.message(1, verdicts(0, timeout=1)) is None and alarm.message(2, verdicts(0, timeout=3)) is None
+    assert "3 timeout of 203 verdicts" in alarm.message(1, verdicts(0, timeout=1))
+    assert "4 timeout of 304 verdicts" in alarm.message(2, verdicts(0, timeout=1))
+    assert alarm.message(1, verdicts(0, timeout=1)) is None
+
+
 def test_an_example_is_cut_short():
     long = Verdict(RewardStatus.TIMEOUT, "9" * 500, "slow")
     assert len(Alarm().message(1, [long])) < 250
