@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
 
@@ -48,6 +49,7 @@ class RolloutSource:
         self._version: int | None = None  # of the weights served
         self._steps: dict[int, _Asked] = {}  # asked for and not learned from
         self._probe: _Asked | None = None
+        self._busy = 0.0  # seconds that an engine had generated when the last step's samples were there
         if ranks.rank == 0:
             self.train_prompts, self.eval_prompts = _load_prompts(config, tokenizer, log)
             self.sampler = Sampler(config, tokenizer, tensor_names, log)
@@ -84,6 +86,9 @@ class RolloutSource:
             if schedule.max_staleness:
                 rollout.probe = self._result(self._probe, weights)
         check_staleness(rollout, step, schedule.max_staleness)
+        if self.sampler:
+            busy = statistics.mean(self.sampler.pool.busy_seconds())
+            rollout.seconds["engines"], self._busy = busy - self._busy, busy
         return rollout
 
     def evaluate(self, weights: Weights) -> list[SampleGroup]:

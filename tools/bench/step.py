@@ -13,21 +13,17 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
-import psutil
+from blocks import ROOT, Megarl, Peak, median, phase_seconds
 
 from megarl.data import arithmetic
 
-ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "megarl/data/base_model"
 OVERRIDES = [
     "recipe=grpo",
@@ -37,73 +33,6 @@ OVERRIDES = [
     "learner.tensor_model_parallel_size=1",
     "rollout.engines=2",
 ]
-WARMUP = 3
-
-
-class Peak(threading.Thread):
-    """The largest proportional set size of a process tree while it runs its blocks, in MiB."""
-
-    def __init__(self, process: subprocess.Popen) -> None:
-        super().__init__(daemon=True)
-        self.process, self.mib, self.active = process, 0.0, threading.Event()
-        self.start()
-
-    def run(self) -> None:
-        while self.process.poll() is None:
-            self.active.wait()
-            sizes = 0
-            for member in tree(self.process.pid):
-                try:
-                    sizes += member.memory_full_info().pss
-                except psutil.Error:
-                    continue
-            self.mib = max(self.mib, sizes / 2**20)
-            time.sleep(1.0)
-
-
-def tree(pid: int) -> list[psutil.Process]:
-    root = psutil.Process(pid)
-    return [root, *root.children(recursive=True)]
-
-
-class Megarl:
-    """`megarl train`, stopped between blocks."""
-
-    def __init__(self, folder: Path, overrides: list[str]) -> None:
-        self.metrics = folder / "run/metrics.jsonl"
-        arguments = ["train", str(ROOT / "configs/quickstart.yaml"), f"run.dir={folder / 'run'}", "run.steps=1000000"]
-        command = [sys.executable, "-m", "megarl.cli", *arguments, *OVERRIDES, *overrides]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
-        self.peak = Peak(self.process)
-        self._wait_for(WARMUP)
-        self._signal(signal.SIGSTOP)
-
-    def block(self, steps: int) -> list[dict[str, float]]:
-        """Metrics of `steps` whole steps; the one that the stop cut in two doesn't count."""
-        self._signal(signal.SIGCONT)
-        self.peak.active.set()
-        start = len(self._rows()) + 1
-        self._wait_for(start + steps)
-        self.peak.active.clear()
-        self._signal(signal.SIGSTOP)
-        return self._rows()[start : start + steps]
-
-    def close(self) -> None:
-        self._signal(signal.SIGKILL)
-
-    def _rows(self) -> list[dict[str, float]]:
-        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-        return [json.loads(line) for line in lines]
-
-    def _wait_for(self, rows: int) -> None:
-        while len(self._rows()) < rows:
-            if self.process.poll() is not None:
-                sys.exit("megarl ended early; run the same command by hand to see why")
-            time.sleep(0.05)
-
-    def _signal(self, number: signal.Signals) -> None:
-        for member in tree(self.process.pid):
-            member.send_signal(number)
 
 
 class Trl:
@@ -143,7 +72,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value", help="for megarl")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        ours = Megarl(Path(folder), options.overrides)
+        ours = Megarl(Path(folder) / "run", "configs/quickstart.yaml", [*OVERRIDES, *options.overrides])
         theirs = None
         try:
             theirs = Trl(Path(folder), options.trl_env)
@@ -166,15 +95,12 @@ def summarise_ours(pairs: list, peak: float) -> dict[str, Any]:
     blocks = [block for block, _ in pairs]
     rows = [row for block in blocks for row in block]
 
-    def median(key: str) -> float:
-        return statistics.median(row[key] for row in rows)
-
-    phases = {k.removeprefix("time/"): median(k) for k in rows[0] if k.startswith("time/") and k != "time/step"}
-    tokens = median("tokens/generated")
+    phases = phase_seconds(rows)
+    tokens = median(rows, "tokens/generated")
     return {
-        "step_seconds": median("time/step"),
+        "step_seconds": median(rows, "time/step"),
         "blocks": [statistics.median(row["time/step"] for row in block) for block in blocks],
-        "samples_per_second": median("samples/generated") / median("time/step"),
+        "samples_per_second": median(rows, "samples/generated") / median(rows, "time/step"),
         "tokens_per_step": tokens,
         "phase_seconds": phases,
         "tokens_per_second": {"generation": tokens / phases["rollout"], "update": tokens / phases["update"]},
