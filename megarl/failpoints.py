@@ -2,6 +2,7 @@
 
 MEGARL_FAILPOINT="rank 1 update 4": rank 1 is killed as it begins the phase update for the fourth time.
 "engine 0.1 generation 9": so is rollout engine 0, in the first of its processes, before its ninth step of generation.
+Several are separated by commas.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ _reached: Counter[str] = Counter()
 
 
 def reach(phase: str) -> None:
-    """Say that a phase begins; the end of this process where it is the one that VARIABLE names."""
+    """Say that a phase begins; the end of this process where VARIABLE names it."""
     _reached[phase] += 1
     process = os.environ.get(PROCESS) or f"rank {os.environ.get('RANK', 0)}"
-    if os.environ.get(VARIABLE) == f"{process} {phase} {_reached[phase]}":
+    if f"{process} {phase} {_reached[phase]}" in os.environ.get(VARIABLE, "").split(","):
         os.kill(os.getpid(), signal.SIGKILL)

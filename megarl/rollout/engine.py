@@ -42,8 +42,7 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """A child process of this one, the `life`th of engine `index`. Made in an event loop, by a thread that outlives it.
-    """
+    """A child process, the `life`th of engine `index`. Made in an event loop, by a thread that outlives it."""
 
     def __init__(self, config: Config, index: int, life: int, log_path: Path) -> None:
         ours, theirs = socket.socketpair()

@@ -82,6 +82,7 @@ class Member:
     busy_before: float = 0.0  # of those that died
     lives: int = 0  # processes so far
     deaths: int = 0  # since it last finished a response
+    last_words: str = ""  # of its last process that died
 
     @property
     def owes(self) -> bool:
@@ -111,7 +112,6 @@ class RolloutPool:
         self._homeless: list[Work] = []  # that no engine can take now
         self._numbers = itertools.count()
         self._stale_again: Future[None] = Future()  # done when an engine that was started again waits for weights
-        self._last_words = ""  # of the engine that died last
         self._lives: list[asyncio.Task[None]] = []
         for member in self.members:
             member.log_path.write_bytes(b"")
@@ -158,7 +158,7 @@ class RolloutPool:
         future = self.start(coroutine)
         while not self.is_done(future):
             if weights is None or self.version is None:
-                raise RolloutError(f"a rollout engine died: {self._last_words}")
+                raise RolloutError("; ".join(member.last_words for member in self.members if member.last_words))
             self.update_weights(weights(), self.version, only_stale=True)
         return future.result()
 
@@ -262,8 +262,8 @@ class RolloutPool:
                 shares.setdefault(serving[i % len(serving)].index, []).extend(group)
             else:
                 self._homeless += group
-        if self._homeless and all(member.state is State.DEAD for member in self.members):
-            raise RolloutError(f"every rollout engine is dead; the last one: {self._last_words}")
+        if self._homeless and self._all_dead:
+            raise self._why_all_dead()
         for index, works in shares.items():
             member = self.members[index]
             assert member.engine
@@ -362,22 +362,29 @@ class RolloutPool:
         member.engine.kill()
         member.engine, member.state, member.busy_before = None, State.STARTING, member.busy
         owed, member.work = list(member.work.values()), {}
-        self._last_words = f"engine {member.index}: {cause} (log: {member.log_path})"
+        member.last_words = f"rollout engine {member.index}: {cause} (log: {member.log_path})"
         if member.reply:
             member.reply.set_exception(EngineDied(cause))
             member.reply = None
         again = f"; its {len(owed)} unfinished responses are generated again" if owed else ""
-        self.say(f"rollout engine {member.index}: {cause}{again}; starting another (log: {member.log_path})")
+        self.say(f"{member.last_words}{again}; starting another")
         self._hand_out(_groups(owed))
 
     def _end(self, member: Member, cause: str) -> None:
         """No more of this engine; without any, there is nobody left to do the work."""
         member.state = State.DEAD
-        self._last_words = f"engine {member.index}: {cause} (log: {member.log_path})"
+        member.last_words = f"rollout engine {member.index}: {cause} (log: {member.log_path})"
         self.say(f"rollout engine {member.index} died {member.deaths} times without finishing a response: given up")
-        if all(member.state is State.DEAD for member in self.members):
+        if self._all_dead:
             for work in self._homeless:
-                work.response.set_exception(RolloutError(f"every rollout engine is dead; {self._last_words}"))
+                work.response.set_exception(self._why_all_dead())
+
+    @property
+    def _all_dead(self) -> bool:
+        return all(member.state is State.DEAD for member in self.members)
+
+    def _why_all_dead(self) -> RolloutError:
+        return RolloutError(f"every engine is dead: {'; '.join(member.last_words for member in self.members)}")
 
     def _kill_all(self) -> None:
         for member in self.members:
@@ -387,9 +394,11 @@ class RolloutPool:
     async def _watch(self) -> None:
         """Kill engines that owe something and say nothing."""
         while True:
-            limit = self.config.rollout.stall_seconds
-            await asyncio.sleep(min(limit / 10, 1.0))
+            limit, slept = self.config.rollout.stall_seconds, time.monotonic()
+            await asyncio.sleep(tick := min(limit / 10, 1.0))
+            paused = time.monotonic() - slept - tick  # this process itself, and most likely the engines with it
             for member in self.members:
+                member.heard += paused if paused > tick else 0.0
                 silent = time.monotonic() - member.heard
                 if member.engine is None or member.state is State.STARTING or not member.owes or silent < limit / 2:
                     continue

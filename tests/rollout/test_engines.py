@@ -274,10 +274,10 @@ def test_new_weights_wait_for_responses_as_far_as_the_config_says(pool, learner,
     assert all((answer.weight_versions == 1).all() for answer in after)
 
 
-@pytest.mark.parametrize(("config", "fault"), [("qwen2", "killed"), ("llama", "stopped")], indirect=["config"])
 def test_what_a_dead_engine_was_doing_is_done_again_with_the_same_random_numbers(
-    pool, learner, configured, capsys, fault
+    pool, learner, configured, capsys, request
 ):
+    fault = {"qwen2": "killed", "llama": "stopped"}[request.node.callspec.params["config"]]
     pool.update_weights(learner.hf_weights(), 0)
     whole = pool.run(
         pool.generate([Request(p, seed=i) for i, p in enumerate(long_prompts(4))], replace(SAMPLING, max_tokens=LONG))
@@ -301,8 +301,14 @@ def test_what_a_dead_engine_was_doing_is_done_again_with_the_same_random_numbers
     assert ("has been silent for" in said) == (fault == "stopped")
 
 
-def test_without_weights_to_start_another_a_killed_engine_is_an_error_that_names_its_log(pool):
-    """Last: nobody gives the engine weights again."""
+def test_when_no_engine_can_be_started_any_more_the_run_ends_with_the_causes(pool, learner, configured, monkeypatch):
+    """Last: the engine does not come back."""
+    monkeypatch.setattr("megarl.rollout.pool.RESTARTS", 1)
+    configured(model={"path": "/nowhere"})
     pool.members[0].engine.process.kill()
-    with pytest.raises(RolloutError, match=r"killed by SIGKILL.*rollout_0\.log"):
-        responses(pool)
+    future = pool.start(pool.generate([Request([2, 3], seed=0)], SAMPLING))
+    with pytest.raises(RolloutError, match=r"every engine is dead: rollout engine 0: .*/nowhere.*rollout_0\.log"):
+        future.result(timeout=120)
+    with pytest.raises(RolloutError, match="every engine is dead"):
+        pool.update_weights(learner.hf_weights(), 20)
+        pool.run(pool.generate([Request([2, 3], seed=0)], SAMPLING))
