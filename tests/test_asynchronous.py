@@ -25,7 +25,6 @@ SETTINGS = [
     f"schedule.samples_per_prompt={SAMPLES}",
     f"schedule.max_staleness={STALENESS}",
     "rollout.weight_update=in_flight",
-    "rollout.engines=2",
     "rollout.max_sequences=16",
     "data.eval_limit=8",
     "recipe=grpo",
@@ -70,10 +69,10 @@ def check_learned(folder: Path, asked: list[list[str]]) -> list[list[int]]:
 
 
 def test_neither_a_killed_engine_nor_a_killed_run_costs_a_sample(asked, tmp_path):
-    killed = train(tmp_path, failpoint="engine 1.1 generation 30,rank 0 update 6")
+    killed = train(tmp_path, "rollout.engines=2", failpoint="engine 1.1 generation 30,rank 0 update 6")
     assert killed.returncode == 1 and "was killed by SIGKILL" in killed.stderr
     assert "rollout engine 1: its process was killed by SIGKILL" in killed.stdout
-    done = train(tmp_path, "--resume")
+    done = train(tmp_path, "--resume", "rollout.engines=1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resuming from" in done.stdout
     versions = check_learned(tmp_path, asked)
