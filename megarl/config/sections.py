@@ -170,7 +170,7 @@ class DataConfig(Section):
 class RolloutConfig(Section):
     """Generation with vLLM."""
 
-    engines: int = Field(1, ge=1, description="vLLM engines, each a process of its own on rank 0's node")
+    engines: int = Field(1, ge=1, description="vLLM engines, each a process of its own; they take turns on the nodes")
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs per engine")
     temperature: float = Field(1.0, gt=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)

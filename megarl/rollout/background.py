@@ -27,7 +27,7 @@ class Background:
         """Its result; raises what it raises."""
         return self.start(coroutine).result()
 
-    def close(self, last: Callable[[], None]) -> None:
+    def close(self, last: Callable[[], None] = lambda: None) -> None:
         """Cancel what is unfinished, do the `last` thing on this thread, and end."""
         if not self.loop.is_closed():
             self.run(_cancel_others())

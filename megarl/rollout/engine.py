@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
-import pickle
 import socket
-import struct
 import subprocess
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,11 +16,11 @@ from megarl.config import Config
 from megarl.failpoints import PROCESS
 from megarl.processes import describe_exit, python_command, python_path
 from megarl.rank import LAUNCHER_VARIABLES
-from megarl.rollout.messages import Broken
+from megarl.rollout.connection import Stream
+from megarl.rollout.messages import Broken, LoadBucket
 from megarl.rollout.transfer import BACKEND, WORKER_EXTENSION
 
 PREFILL_TOKENS = 8192  # tokens of whole prompts that an engine on a CPU takes in at a time
-LONG = 0x7FFFFFFF  # bytes, from which on multiprocessing's connections announce a message by a longer header
 
 
 class EngineDied(RuntimeError):
@@ -41,61 +40,92 @@ class Engine(Protocol):
         """At once: an engine holds nothing worth saving, and an error must not wait for it."""
 
 
-class LocalEngine:
-    """A child process, the `life`th of engine `index`. Made in an event loop, by a thread that outlives it."""
+class Place(Protocol):
+    """A node that engines are started on."""
 
-    def __init__(self, config: Config, index: int, life: int, log_path: Path) -> None:
-        ours, theirs = socket.socketpair()
-        environment = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
-        environment |= python_path() | engine_environment(config, index) | {PROCESS: f"engine {index}.{life}"}
-        with theirs, log_path.open("a") as log:
-            self.process = subprocess.Popen(
-                python_command("megarl.rollout.worker", str(theirs.fileno())),
-                pass_fds=[theirs.fileno()],
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        self._socket = ours
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+    async def start(self, index: int, life: int, log_path: Path) -> Engine:
+        """The `life`th process of engine `index`. Raises EngineDied."""
+
+
+class StreamEngine:
+    """A worker at the other end of a stream; where its process lives is for who inherits this."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
         self._reason = ""  # what it said at its end
 
-    async def connect(self) -> LocalEngine:
-        self._streams = await asyncio.open_connection(sock=self._socket)
-        return self
-
     def send(self, message: Any) -> None:
-        assert self._streams
-        content = pickle.dumps(message, protocol=pickle.HIGHEST_PROTOCOL)
-        header = struct.pack("!i", len(content)) if len(content) <= LONG else struct.pack("!iQ", -1, len(content))
-        self._streams[1].writelines((header, content))
+        self._stream.send(message)
 
     async def receive(self) -> Any:
-        assert self._streams
-        reader, _ = self._streams
         try:
-            (size,) = struct.unpack("!i", await reader.readexactly(4))
-            if size == -1:
-                (size,) = struct.unpack("!Q", await reader.readexactly(8))
-            message = pickle.loads(await reader.readexactly(size))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            status = await asyncio.to_thread(self.process.wait)
-            raise EngineDied(self._reason or f"its process {describe_exit(status)}") from None
+            message = await self._stream.receive()
+        except EOFError:
+            raise EngineDied(self._reason or await self._how_it_ended()) from None
         if isinstance(message, Broken):
             self._reason = message.reason
             return await self.receive()
         return message
 
+    async def _how_it_ended(self) -> str:
+        raise NotImplementedError
+
+
+class LocalEngine(StreamEngine):
+    """A child process of this one."""
+
+    def __init__(self, process: subprocess.Popen[bytes], stream: Stream) -> None:
+        super().__init__(stream)
+        self.process = process
+
+    def send(self, message: Any) -> None:
+        if isinstance(message, LoadBucket):  # it reads the memory that they lie in
+            message = replace(message, content=None)
+        super().send(message)
+
     def kill(self) -> None:
-        if self._streams:
-            self._streams[1].transport.abort()
+        self._stream.close()
         self.process.kill()
         self.process.wait()
 
+    async def _how_it_ended(self) -> str:
+        return f"its process {describe_exit(await asyncio.to_thread(self.process.wait))}"
+
+
+@dataclass(frozen=True)
+class Here:
+    """The node of this process: the first of `nodes`."""
+
+    config: Config
+    nodes: int = 1
+
+    async def start(self, index: int, life: int, log_path: Path) -> LocalEngine:
+        ours, theirs = socket.socketpair()
+        process = start_worker(self.config, index, life, log_path, theirs, self.nodes)
+        return LocalEngine(process, await Stream.open(ours))
+
+
+def start_worker(
+    config: Config, index: int, life: int, log_path: Path, connected: socket.socket, nodes: int = 1
+) -> subprocess.Popen[bytes]:
+    """The process of an engine, given an end of the socket. It lives as long as the thread that starts it."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(LAUNCHER_VARIABLES)}
+    environment |= python_path() | engine_environment(config, index // nodes) | {PROCESS: f"engine {index}.{life}"}
+    log_path.parent.mkdir(parents=True, exist_ok=True)
+    connected.setblocking(True)
+    with connected, log_path.open("w" if life == 1 else "a") as log:
+        return subprocess.Popen(
+            python_command("megarl.rollout.worker", str(connected.fileno())),
+            pass_fds=[connected.fileno()],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+
 
 def engine_environment(config: Config, index: int) -> dict[str, str]:
-    """Environment of engine `index`; what vLLM reads at import has to be set before."""
+    """Environment of engine `index` of a node; what vLLM reads at import has to be set before."""
     environment = {
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
@@ -118,13 +148,14 @@ def engine_environment(config: Config, index: int) -> dict[str, str]:
     return environment
 
 
-def start_waves(config: Config) -> list[list[int]]:
+def start_waves(config: Config, nodes: int = 1) -> list[list[int]]:
     """The engines in the order of their start, those of a wave side by side.
 
     vLLM measures what is free of a GPU when it starts, so no two that share one are in a wave. On a CPU all are.
+    Engine i is one of node i % nodes, whose GPUs are as many as here.
     """
     count = config.rollout.engines
-    size = max(1, len(_gpus()) // config.rollout.tensor_parallel_size) if torch.cuda.is_available() else count
+    size = max(1, len(_gpus()) // config.rollout.tensor_parallel_size) * nodes if torch.cuda.is_available() else count
     return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 

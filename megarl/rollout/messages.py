@@ -3,6 +3,8 @@
 To the engine go Start, AnnounceWeights, StartUpdate, LoadBucket and FinishUpdate, each answered by a Done before the
 next is sent, and at any time Submit and Abort, which have no answer of their own. From it come Done, Refused, Finished
 and Progress; when it can't go on, Broken, its last words.
+
+To the host of another node go Launch and Kill; from it comes Ended.
 """
 
 from __future__ import annotations
@@ -69,6 +71,7 @@ class LoadBucket:
     """Load a bucketful of weights, as `Bucket.message` describes it."""
 
     bucket: dict[str, Any]
+    content: np.ndarray | None  # u8[size], where the engine doesn't share the memory that it lies in
 
 
 @dataclass(frozen=True)
@@ -129,3 +132,28 @@ class Broken:
     """Generation failed; the engine ends."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Start the `life`th process of engine `index`, whose connection to rank 0 says this number."""
+
+    number: int
+    index: int
+    life: int
+    log_path: str
+
+
+@dataclass(frozen=True)
+class Kill:
+    """What was launched by this number, if it still lives."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Ended:
+    """What was launched by this number, or why it could not be."""
+
+    number: int
+    how: str

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from megarl.config import Config
 from megarl.rollout.background import Background
-from megarl.rollout.engine import Engine, EngineDied, LocalEngine, engine_options, start_waves
+from megarl.rollout.engine import Engine, EngineDied, Here, Place, engine_options, start_waves
+from megarl.rollout.hosts import Nodes
 from megarl.rollout.messages import (
     Abort,
     AnnounceWeights,
@@ -100,10 +101,16 @@ class RolloutPool:
     """
 
     def __init__(
-        self, config: Config, log_dir: Path, tensor_names: list[str], say: Callable[[str], object] = print
+        self,
+        config: Config,
+        log_dir: Path,
+        tensor_names: list[str],
+        say: Callable[[str], object] = print,
+        nodes: Nodes | None = None,
     ) -> None:
         self.config, self.say = config, say
-        log_dir.mkdir(parents=True, exist_ok=True)
+        self._nodes = nodes
+        self._places: list[Place] = nodes.places if nodes else [Here(config)]
         self.members = [Member(i, log_dir / f"rollout_{i}.log") for i in range(config.rollout.engines)]
         self.version: int | None = None  # of the weights served; None: none, or the last ones were refused
         self.restarts = 0
@@ -113,8 +120,6 @@ class RolloutPool:
         self._numbers = itertools.count()
         self._stale_again: Future[None] = Future()  # done when an engine that was started again waits for weights
         self._lives: list[asyncio.Task[None]] = []
-        for member in self.members:
-            member.log_path.write_bytes(b"")
         self._bucket = Bucket(config.rollout.bucket_mib * 2**20)
         self._started = self.background.start(self._start_all())
 
@@ -210,7 +215,7 @@ class RolloutPool:
         return 0 if self.config.rollout.weight_update == "in_flight" else self.config.schedule.partial_rollouts
 
     def _send_bucket(self, receivers: Receivers, last: bool) -> None:
-        self._tell(receivers, LoadBucket(self._bucket.message(last)))
+        self._tell(receivers, LoadBucket(self._bucket.message(last), self._bucket.content.numpy()))
         self._bucket.clear()
 
     def _tell(self, receivers: Receivers, command: Any) -> None:
@@ -286,18 +291,22 @@ class RolloutPool:
 
     async def _start_all(self) -> None:
         """Raises RolloutError where an engine doesn't start; after that, one that dies is started again."""
-        for wave in start_waves(self.config):
+        if self._nodes:
+            try:
+                await self._nodes.meet()
+            except EngineDied as error:
+                raise RolloutError(str(error)) from None
+        for wave in start_waves(self.config, len(self._places)):
             await _all(self._begin(self.members[i]) for i in wave)
         self._lives = [asyncio.create_task(self._live(member)) for member in self.members]
         self._lives.append(asyncio.create_task(self._watch()))
 
     async def _begin(self, member: Member) -> None:
         """A process with the model loaded. Raises RolloutError."""
-        member.lives += 1
-        engine = LocalEngine(self.config, member.index, member.lives, member.log_path)
-        member.engine, member.state = engine, State.STARTING
-        await engine.connect()
+        member.lives, member.state = member.lives + 1, State.STARTING
+        place = self._places[member.index % len(self._places)]
         try:
+            engine = member.engine = await place.start(member.index, member.lives, member.log_path)
             for command in (Start(engine_options(self.config)), AnnounceWeights(self._names)):
                 engine.send(command)
                 reply = await asyncio.wait_for(engine.receive(), START_SECONDS)
@@ -305,7 +314,8 @@ class RolloutPool:
                 if reply.error:
                     raise EngineDied(reply.error)
         except (EngineDied, TimeoutError) as died:
-            engine.kill()
+            if member.engine:
+                member.engine.kill()
             member.engine = None
             cause = str(died) or f"not ready within {START_SECONDS} s"
             raise RolloutError(f"rollout engine {member.index}: {cause} (log: {member.log_path})") from None
@@ -390,6 +400,8 @@ class RolloutPool:
         for member in self.members:
             if member.engine:
                 member.engine.kill()
+        if self._nodes:
+            self._nodes.close()
 
     async def _watch(self) -> None:
         """Kill engines that owe something and say nothing."""

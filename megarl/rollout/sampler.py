@@ -15,6 +15,7 @@ from megarl.data.prompts import stable_hash
 from megarl.rewards.alarm import Alarm, nothing_to_reward
 from megarl.rewards.pool import RewardPool
 from megarl.rollout.grading import Grader
+from megarl.rollout.hosts import Nodes
 from megarl.rollout.messages import FIRST, Request, Response, Sampling
 from megarl.rollout.pool import RolloutPool
 from megarl.rollout.reading import Reader
@@ -34,9 +35,11 @@ class Log(Protocol):
 class Sampler:
     """The rollout engines and the verifier."""
 
-    def __init__(self, config: Config, tokenizer: Any, tensor_names: list[str], log: Log) -> None:
+    def __init__(
+        self, config: Config, tokenizer: Any, tensor_names: list[str], log: Log, nodes: Nodes | None = None
+    ) -> None:
         self.config, self.log = config, log
-        self.pool = RolloutPool(config, log.folder / "logs", tensor_names, log.say)
+        self.pool = RolloutPool(config, log.folder / "logs", tensor_names, log.say, nodes)
         self.rewards, self.alarm = reward_pool(config.reward), Alarm()
         self.grader = Grader(Reader(config, tokenizer), self.rewards)
         self._has_sampled = False  # for training

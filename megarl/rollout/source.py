@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, Protocol
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from megarl.config import Config
 from megarl.data.prompts import PromptSet, load_prompts
+from megarl.rollout.connection import Invitation
+from megarl.rollout.hosts import Host, Nodes
 from megarl.rollout.probe import sample_probe
 from megarl.rollout.rounds import sample_step
 from megarl.rollout.sampler import Sampler
@@ -27,6 +30,8 @@ class Ranks(Protocol):
     device: torch.device
 
     def broadcast(self, value: Any) -> Any: ...
+
+    def gather(self, value: Any) -> list[Any]: ...
 
     def barrier(self) -> None: ...
 
@@ -50,9 +55,16 @@ class RolloutSource:
         self._steps: dict[int, _Asked] = {}  # asked for and not learned from
         self._probe: _Asked | None = None
         self._busy = 0.0  # seconds that an engine had generated when the last step's samples were there
+        hosts = first_ranks(ranks)[: config.rollout.engines]
+        nodes = None
         if ranks.rank == 0:
             self.train_prompts, self.eval_prompts = _load_prompts(config, tokenizer, log)
-            self.sampler = Sampler(config, tokenizer, tensor_names, log)
+            nodes = Nodes(config, len(hosts), log.say) if len(hosts) > 1 else None
+            self.sampler = Sampler(config, tokenizer, tensor_names, log, nodes)
+        invitation: Invitation | None = ranks.broadcast(nodes and nodes.invitation)
+        self._host: Host | None = None
+        if invitation and ranks.rank in hosts[1:]:
+            self._host = _host(config, invitation, hosts.index(ranks.rank), len(hosts))
 
     def claim_memory(self) -> None:
         """On a GPU, return when the engines have measured it and taken their share: the learner's comes after."""
@@ -121,9 +133,11 @@ class RolloutSource:
     def __enter__(self) -> RolloutSource:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: object, *_: object) -> None:
         if self.sampler:
             self.sampler.close()
+        if self._host:
+            self._host.close(wait=error is None)
 
 
 class _Asked:
@@ -154,6 +168,21 @@ def check_staleness(rollout: Rollout, step: int, most: int) -> None:
                 f"step {step} got a sample of weight versions {oldest} to {newest}; schedule.max_staleness={most} lets "
                 f"it have {step - most} to {step}"
             )
+
+
+def first_ranks(ranks: Ranks) -> list[int]:
+    """The first rank of each node, by what the launcher calls them; rank 0 alone where it doesn't say."""
+    local_ranks = ranks.gather(int(os.environ.get("LOCAL_RANK") or ranks.rank))
+    return [rank for rank, local in enumerate(local_ranks) if local == 0]
+
+
+def _host(config: Config, invitation: Invitation, node: int, nodes: int) -> Host:
+    try:
+        return Host(config, invitation, node, nodes)
+    except OSError as error:
+        raise UserError(
+            f"node {node} of {nodes}: {error}; let the nodes connect to each other on any port, or keep to one engine"
+        ) from None
 
 
 def _load_prompts(config: Config, tokenizer: Any, log: RunLog) -> tuple[PromptSet, PromptSet]:

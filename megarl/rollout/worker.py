@@ -39,7 +39,7 @@ from megarl.rollout.messages import (
     StartUpdate,
     Submit,
 )
-from megarl.rollout.transfer import register
+from megarl.rollout.transfer import SharedMemory, land, register
 
 PR_SET_PDEATHSIG = 1
 PROGRESS_SECONDS = 1.0
@@ -182,6 +182,7 @@ class Worker:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._engine: Engine | None = None
+        self._memory = SharedMemory()  # for weights that come from another node
         self._said = time.monotonic()
 
     def work(self) -> None:
@@ -224,7 +225,9 @@ class Worker:
                 engine.update = message
                 if engine.version is None:  # nothing is being generated
                     self._carry_out(engine.start_update)
-            case LoadBucket(bucket):
+            case LoadBucket(bucket, content):
+                if content is not None:
+                    bucket = land(bucket, content, self._memory)
                 self._carry_out(lambda: engine.load_bucket(bucket))
             case FinishUpdate(version):
                 self._carry_out(lambda: engine.finish_update(version))

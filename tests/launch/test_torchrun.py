@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -21,6 +22,7 @@ pytestmark = pytest.mark.processes
 
 LAUNCH = Path(__file__).parents[2] / "launch"
 TIMEOUT_S = 120
+ENGINES_TIMEOUT_S = 400
 STEPS = 2
 
 
@@ -35,9 +37,9 @@ def start(*arguments: str, log: Path, **environment: object) -> subprocess.Popen
         return subprocess.Popen(command, env=inherited | variables, stdout=output, stderr=subprocess.STDOUT)
 
 
-def finish(*processes: subprocess.Popen[bytes]) -> list[int]:
+def finish(*processes: subprocess.Popen[bytes], timeout: float = TIMEOUT_S) -> list[int]:
     """Their exit statuses; whatever still runs at the time limit is killed, ranks included."""
-    deadline = time.monotonic() + TIMEOUT_S
+    deadline = time.monotonic() + timeout
     try:
         return [process.wait(max(deadline - time.monotonic(), 0.1)) for process in processes]
     finally:
@@ -112,6 +114,52 @@ def test_two_nodes_train_as_one_does(config, qwen2, port, tmp_path):
     for name in before:
         assert actual[name].equal(expected[name]), name
         assert not actual[name].equal(before[name]), f"{name} was not trained"
+
+
+def test_an_engine_on_each_of_two_nodes_samples_as_two_on_one_node(qwen2, port, tmp_path):
+    values = {
+        "run": {"steps": STEPS, "export": False},
+        "model": {"path": str(qwen2), "precision": "fp32"},
+        "data": {"train": "arithmetic", "eval": "arithmetic", "eval_limit": 8, "max_prompt_tokens": 16},
+        "schedule": {"prompts_per_step": 6, "samples_per_prompt": 4},
+        "optim": {"lr": 1e-3},
+        "learner": {"tensor_model_parallel_size": 2},
+        "rollout": {"engines": 2, "max_response_tokens": 24},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    one, two = tmp_path / "one", tmp_path / "two"
+
+    def train(run: Path, name: str, **environment: object) -> subprocess.Popen[bytes]:
+        arguments = ["train", str(tmp_path / "config.yaml"), f"run.dir={run}"]
+        return start(*arguments, log=tmp_path / name, MEGARL_TEST_RUN=tmp_path, **environment)
+
+    def output() -> str:
+        return "".join(path.read_text()[-4000:] for path in tmp_path.iterdir() if path.suffix == ".log")
+
+    assert finish(train(one, "one.log", NPROC_PER_NODE=2), timeout=ENGINES_TIMEOUT_S) == [0], output()
+    cluster = {"NNODES": 2, "NPROC_PER_NODE": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    nodes = [train(two, f"node{rank}.log", NODE_RANK=rank, **cluster) for rank in range(2)]
+    ancestors: dict[str, list[int]] = {}
+    while len(ancestors) < 2 and all(node.poll() is None for node in nodes):
+        time.sleep(0.2)
+        ancestors = {engine: pids for engine, pids in processes_of(tmp_path) if engine}
+    assert finish(*nodes, timeout=ENGINES_TIMEOUT_S) == [0, 0], output()
+    assert [nodes[i].pid in ancestors[f"engine {i}.1"] for i in range(2)] == [True, True], "not on its node"
+    assert [*processes_of(tmp_path)] == []
+
+    expected, actual = metrics_of(one), metrics_of(two)
+    assert len(expected) == STEPS + 1 and actual == expected
+    samples = [sorted((run / "samples").iterdir()) for run in (one, two)]
+    for ours, theirs in zip(*samples, strict=True):
+        assert ours.read_text() == theirs.read_text()
+
+
+def processes_of(run: Path) -> Iterator[tuple[str, list[int]]]:
+    """Of everything that was started with MEGARL_TEST_RUN=run: which engine it is, if any, and its ancestors."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if (environment := process.environ()).get("MEGARL_TEST_RUN") == str(run):
+                yield environment.get("MEGARL_PROCESS", ""), [parent.pid for parent in process.parents()]
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:

@@ -161,7 +161,7 @@ def test_a_corrupted_bucket_is_refused_and_nothing_is_served_until_a_complete_up
 
     def flip_a_byte_after_the_checksum(bucket, last):
         message = original(bucket, last)
-        bucket._memory[message["size"] // 2] ^= 1
+        bucket.content[message["size"] // 2] ^= 1
         return message
 
     with monkeypatch.context() as patch:

@@ -27,15 +27,17 @@ def config_of(**rollout):
 @pytest.mark.parametrize("count", [1, 2, 3, 8])
 @pytest.mark.parametrize("engines", [1, 2, 5, 8, 9])
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_engines_that_share_a_gpu_start_one_after_another(gpus, count, engines, size):
+@pytest.mark.parametrize("nodes", [1, 2, 3])
+def test_engines_that_share_a_gpu_start_one_after_another(gpus, count, engines, size, nodes):
     gpus(count)
     config = config_of(engines=engines, tensor_parallel_size=min(size, count))
-    waves = start_waves(config)
+    waves = start_waves(config, nodes)
     assert [i for wave in waves for i in wave] == list(range(engines))
     for wave in waves:
-        used = [gpu for i in wave for gpu in engine_environment(config, i)["CUDA_VISIBLE_DEVICES"].split(",")]
+        visible = [(i % nodes, engine_environment(config, i // nodes)["CUDA_VISIBLE_DEVICES"]) for i in wave]
+        used = [(node, gpu) for node, gpus in visible for gpu in gpus.split(",")]
         assert len(set(used)) == len(used)
-    assert len(waves) == -(-engines // max(1, count // min(size, count)))
+    assert len(waves) == -(-engines // (nodes * max(1, count // min(size, count))))
 
 
 def test_engines_on_a_cpu_start_together(gpus):
