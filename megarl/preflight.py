@@ -42,6 +42,8 @@ def check_machine(config: Config) -> None:
         raise UserError(f"rollout.tensor_parallel_size={size} needs as many GPUs; this machine has {gpus}")
     if "RANK" not in os.environ:
         rank_count(config.learner, gpus)
+    if config.rollout.placement == "ray" and importlib.util.find_spec("ray") is None:
+        raise UserError("rollout.placement=ray needs ray: pip install 'megarl[cluster]', or set it to ranks")
     if config.run.wandb_project and importlib.util.find_spec("wandb") is None:
         raise UserError("run.wandb_project is set but wandb is not installed; pip install wandb, or set it to null")
 

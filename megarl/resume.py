@@ -40,6 +40,7 @@ CHANGEABLE = (
     "learner.micro_batch_tokens",
     "learner.recompute",
     "rollout.engines",
+    "rollout.placement",
     "rollout.tensor_parallel_size",
     "rollout.max_sequences",
     "rollout.gpu_memory_utilization",

@@ -36,6 +36,7 @@ ONLY_IN = {  # package -> the files, or folders, that may import it
     "megatron": ["learner/"],
     "transformer_engine": ["learner/"],
     "vllm": ["rollout/worker.py", "rollout/transfer.py", "rollout/vllm_transfer.py"],
+    "ray": ["rollout/ray.py"],
     "triton": ["ops/kernels.py"],
     "math_verify": ["rewards/"],
     "sympy": ["rewards/"],

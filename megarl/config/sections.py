@@ -171,6 +171,9 @@ class RolloutConfig(Section):
     """Generation with vLLM."""
 
     engines: int = Field(1, ge=1, description="vLLM engines, each a process of its own; they take turns on the nodes")
+    placement: Literal["ranks", "ray"] = Field(
+        "ranks", description="engines on the nodes of the ranks, or on those of a Ray cluster (RAY_ADDRESS)"
+    )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs per engine")
     temperature: float = Field(1.0, gt=0, le=2)
     top_p: float = Field(1.0, gt=0, le=1)

@@ -117,6 +117,7 @@ class Door:
 
     async def _admit(self, connected: socket.socket, address: str) -> None:
         try:
+            _watch(connected)
             async with asyncio.timeout(KNOCK_SECONDS):
                 await _prove(connected, self.invitation.secret, RANK_0, HOST)
                 (number,) = struct.unpack("!q", await _read(connected, 8))
@@ -128,7 +129,6 @@ class Door:
             reason = "it said nothing in time" if isinstance(error, TimeoutError) else error
             self._say(f"refused a connection from {address.removeprefix('::ffff:')}: {reason}")
         else:
-            _watch(connected)
             expected.set_result(connected)
 
 

@@ -45,16 +45,19 @@ class Host:
         return await Stream.open(await self._invitation.accept(self._node))
 
     async def _serve(self) -> None:
-        with suppress(EOFError):
+        try:
             while True:
                 match await self._stream.receive():
                     case Launch() as launch:
                         self._launched[launch.number] = asyncio.create_task(self._run(launch))
                     case Kill(number):
                         self._launched[number].cancel()
-        for task in self._launched.values():
-            task.cancel()
-        await asyncio.gather(*self._launched.values(), return_exceptions=True)
+        except EOFError:  # rank 0 is gone, or at its end
+            pass
+        finally:
+            for task in self._launched.values():
+                task.cancel()
+            await asyncio.gather(*self._launched.values(), return_exceptions=True)
 
     async def _run(self, launch: Launch) -> None:
         """An engine, from its beginning to its end."""
@@ -144,13 +147,14 @@ class Node:
 
 
 class Nodes:
-    """The nodes of a run: this one, and others that come through a door. Engine i is for place i % len(places)."""
+    """The nodes that engines are on: this one, if it is one of them, and others that come through a door. Engine i is
+    for place i % count."""
 
-    def __init__(self, config: Config, count: int, say: Callable[[str], object]) -> None:
+    def __init__(self, config: Config, count: int, say: Callable[[str], object], here: bool = True) -> None:
         self._door = Door(say)
         numbers = itertools.count(count)  # of connections: those of hosts are those of their nodes
-        self._others = [Node(self._door, node, numbers) for node in range(1, count)]
-        self.places: list[Place] = [Here(config, count), *self._others]
+        self._others = [Node(self._door, node, numbers) for node in range(int(here), count)]
+        self.places: list[Place] = [*([Here(config, count)] if here else []), *self._others]
 
     @property
     def invitation(self) -> Invitation:
@@ -158,8 +162,9 @@ class Nodes:
 
     async def meet(self) -> None:
         """Let all hosts in. Raises EngineDied."""
+        meetings = [asyncio.create_task(node.meet()) for node in self._others]
         self._listening = asyncio.create_task(self._door.listen())
-        await asyncio.gather(*(node.meet() for node in self._others))
+        await asyncio.gather(*meetings)
 
     def close(self) -> None:
         """The hosts take it as the word to end."""

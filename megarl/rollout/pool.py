@@ -109,6 +109,10 @@ class RolloutPool:
         nodes: Nodes | None = None,
     ) -> None:
         self.config, self.say = config, say
+        if config.rollout.placement == "ray":
+            from megarl.rollout.ray import RayNodes
+
+            nodes = RayNodes(config, say)
         self._nodes = nodes
         self._places: list[Place] = nodes.places if nodes else [Here(config)]
         self.members = [Member(i, log_dir / f"rollout_{i}.log") for i in range(config.rollout.engines)]

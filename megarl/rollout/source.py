@@ -55,7 +55,7 @@ class RolloutSource:
         self._steps: dict[int, _Asked] = {}  # asked for and not learned from
         self._probe: _Asked | None = None
         self._busy = 0.0  # seconds that an engine had generated when the last step's samples were there
-        hosts = first_ranks(ranks)[: config.rollout.engines]
+        hosts = first_ranks(ranks)[: config.rollout.engines] if config.rollout.placement == "ranks" else []
         nodes = None
         if ranks.rank == 0:
             self.train_prompts, self.eval_prompts = _load_prompts(config, tokenizer, log)
@@ -64,7 +64,7 @@ class RolloutSource:
         invitation: Invitation | None = ranks.broadcast(nodes and nodes.invitation)
         self._host: Host | None = None
         if invitation and ranks.rank in hosts[1:]:
-            self._host = _host(config, invitation, hosts.index(ranks.rank), len(hosts))
+            self._host = start_host(config, invitation, hosts.index(ranks.rank), len(hosts))
 
     def claim_memory(self) -> None:
         """On a GPU, return when the engines have measured it and taken their share: the learner's comes after."""
@@ -176,7 +176,8 @@ def first_ranks(ranks: Ranks) -> list[int]:
     return [rank for rank, local in enumerate(local_ranks) if local == 0]
 
 
-def _host(config: Config, invitation: Invitation, node: int, nodes: int) -> Host:
+def start_host(config: Config, invitation: Invitation, node: int, nodes: int) -> Host:
+    """Raises UserError where rank 0 isn't to be reached."""
     try:
         return Host(config, invitation, node, nodes)
     except OSError as error:
