@@ -79,7 +79,7 @@ class LocalEngine(StreamEngine):
         self.process = process
 
     def send(self, message: Any) -> None:
-        if isinstance(message, LoadBucket):  # it reads the memory that they lie in
+        if isinstance(message, LoadBucket):  # it reads the weights where they lie
             message = replace(message, content=None)
         super().send(message)
 

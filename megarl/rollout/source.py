@@ -173,7 +173,7 @@ def check_staleness(rollout: Rollout, step: int, most: int) -> None:
 def first_ranks(ranks: Ranks) -> list[int]:
     """The first rank of each node, by what the launcher calls them; rank 0 alone where it doesn't say."""
     local_ranks = ranks.gather(int(os.environ.get("LOCAL_RANK") or ranks.rank))
-    return [rank for rank, local in enumerate(local_ranks) if local == 0]
+    return [rank for rank, local in enumerate(local_ranks) if 0 in (rank, local)]
 
 
 def start_host(config: Config, invitation: Invitation, node: int, nodes: int) -> Host:
