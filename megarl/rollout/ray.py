@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import re
 import socket
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import ray
 import torch
@@ -26,6 +28,16 @@ REACH_SECONDS = 10.0
 Resources = dict[str, float]
 
 
+class _Host:
+    """A host as an actor: it lives in the process that Ray starts for it, until its placement group is removed."""
+
+    def __init__(self, config: Config, invitation: Invitation, node: int, nodes: int) -> None:
+        self._host = Host(config, invitation, node, nodes)
+
+    def is_up(self) -> None:
+        """Raises what hinders it."""
+
+
 class RayNodes(Nodes):
     """Nodes of the Ray cluster that RAY_ADDRESS names, or of this machine's: each has a host, which is an actor."""
 
@@ -33,7 +45,7 @@ class RayNodes(Nodes):
         try:
             if named := re.fullmatch(r"(.+):(\d+)", os.environ.get("RAY_ADDRESS", "")):
                 socket.create_connection((named[1], int(named[2])), REACH_SECONDS).close()  # ray tries for minutes
-            ray.init("auto", runtime_env={"env_vars": python_path()}, log_to_driver=False, logging_level="ERROR")
+            ray.init("auto", runtime_env={"env_vars": python_path()}, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError) as error:
             raise UserError(
                 f"rollout.placement=ray finds no Ray cluster ({str(error).splitlines()[0]}); start one with "
@@ -60,8 +72,9 @@ class RayNodes(Nodes):
     def _start_hosts(self) -> None:
         if not self._group.wait(JOIN_SECONDS):
             raise EngineDied(f"the Ray cluster has not had {self._share} free on {self._count} nodes for a while")
+        actor: Any = ray.remote(_Host)
         self._hosts = [
-            _Host.options(
+            actor.options(
                 num_cpus=self._share["CPU"],
                 num_gpus=self._share.get("GPU", 0),
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=node),
@@ -72,15 +85,6 @@ class RayNodes(Nodes):
             ray.get([host.is_up.remote() for host in self._hosts])
         except RayError as error:
             raise EngineDied(str(error).strip().splitlines()[-1]) from None
-
-
-@ray.remote
-class _Host:
-    def __init__(self, config: Config, invitation: Invitation, node: int, nodes: int) -> None:
-        self._host = Host(config, invitation, node, nodes)
-
-    def is_up(self) -> None:
-        """Raises what hinders it."""
 
 
 def shares(config: Config, nodes: list[Resources]) -> tuple[int, Resources]:

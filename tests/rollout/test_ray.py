@@ -56,15 +56,25 @@ def test_a_cluster_without_room_is_refused():
 @pytest.fixture(scope="module")
 def cluster():
     """The address of two nodes with room for an engine each; the first process of the second engine is killed."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MEGARL_FAILPOINT", "engine 1.1 generation 20")  # what runs in a cluster has its environment
+        cluster = start_cluster()
+    yield cluster.address
+    cluster.shutdown()
+
+
+def start_cluster(attempts=3):
     from ray.cluster_utils import Cluster
 
     small = {"num_cpus": 1, "object_store_memory": 80 << 20}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MEGARL_FAILPOINT", "engine 1.1 generation 20")  # what runs in a cluster has its environment
+    try:
         cluster = Cluster(initialize_head=True, head_node_args={**small, "include_dashboard": False})
         cluster.add_node(**small)
-    yield cluster.address
-    cluster.shutdown()
+    except Exception:  # of no kind of its own: ray gives its processes 24 s to be up, which a busy machine may exceed
+        if attempts == 1:
+            raise
+        return start_cluster(attempts - 1)
+    return cluster
 
 
 @pytest.mark.processes
