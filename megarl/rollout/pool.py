@@ -89,6 +89,10 @@ class Member:
     def owes(self) -> bool:
         return bool(self.work) or self.reply is not None
 
+    def of(self, what: object) -> str:
+        """In words: which engine, what of it, and where to read more."""
+        return f"rollout engine {self.index}: {what} (log: {self.log_path})"
+
 
 Receivers = dict[Member, Engine]  # of an update: which process of which member
 
@@ -247,7 +251,7 @@ class RolloutPool:
         engine.send(command)
         if error := await member.reply:
             kind = WeightTransferError if "WeightTransferError" in error else RolloutError
-            raise kind(f"rollout engine {member.index}: {error} (log: {member.log_path})")
+            raise kind(member.of(error))
 
     async def _serve(self, receivers: Receivers) -> None:
         """These have the current weights."""
@@ -301,12 +305,20 @@ class RolloutPool:
             except EngineDied as error:
                 raise RolloutError(str(error)) from None
         for wave in start_waves(self.config, len(self._places)):
-            await _all(self._begin(self.members[i]) for i in wave)
+            await _all(self._first(self.members[i]) for i in wave)
         self._lives = [asyncio.create_task(self._live(member)) for member in self.members]
         self._lives.append(asyncio.create_task(self._watch()))
+        for life in self._lives:
+            life.add_done_callback(self._fail)
+
+    async def _first(self, member: Member) -> None:
+        try:
+            await self._begin(member)
+        except EngineDied as died:
+            raise RolloutError(member.of(died)) from None
 
     async def _begin(self, member: Member) -> None:
-        """A process with the model loaded. Raises RolloutError."""
+        """A process with the model loaded. Raises EngineDied."""
         member.lives, member.state = member.lives + 1, State.STARTING
         place = self._places[member.index % len(self._places)]
         try:
@@ -321,8 +333,7 @@ class RolloutPool:
             if member.engine:
                 member.engine.kill()
             member.engine = None
-            cause = str(died) or f"not ready within {START_SECONDS} s"
-            raise RolloutError(f"rollout engine {member.index}: {cause} (log: {member.log_path})") from None
+            raise EngineDied(str(died) or f"not ready within {START_SECONDS} s") from None
         member.state = State.STALE
 
     async def _live(self, member: Member) -> None:
@@ -343,8 +354,8 @@ class RolloutPool:
                 await asyncio.sleep(BACK_OFF_SECONDS * 2 ** (member.deaths - 1))
                 try:
                     await self._begin(member)
-                except RolloutError as error:
-                    cause = str(error)
+                except EngineDied as died:
+                    cause = str(died)
             self.restarts += 1
             if not self._stale_again.done():
                 self._stale_again.set_result(None)
@@ -365,8 +376,7 @@ class RolloutPool:
                         work.response.set_result(response)
             case Refused(number, reason):
                 if (work := member.work.pop(number, None)) and not work.response.done():
-                    why = f"rollout engine {member.index}: {reason} (log: {member.log_path})"
-                    work.response.set_exception(RolloutError(why))
+                    work.response.set_exception(RolloutError(member.of(reason)))
             case Progress(tokens, busy):
                 member.tokens, member.busy = tokens, member.busy_before + busy
 
@@ -376,7 +386,7 @@ class RolloutPool:
         member.engine.kill()
         member.engine, member.state, member.busy_before = None, State.STARTING, member.busy
         owed, member.work = list(member.work.values()), {}
-        member.last_words = f"rollout engine {member.index}: {cause} (log: {member.log_path})"
+        member.last_words = member.of(cause)
         if member.reply:
             member.reply.set_exception(EngineDied(cause))
             member.reply = None
@@ -387,7 +397,7 @@ class RolloutPool:
     def _end(self, member: Member, cause: str) -> None:
         """No more of this engine; without any, there is nobody left to do the work."""
         member.state = State.DEAD
-        member.last_words = f"rollout engine {member.index}: {cause} (log: {member.log_path})"
+        member.last_words = member.of(cause)
         self.say(f"rollout engine {member.index} died {member.deaths} times without finishing a response: given up")
         if self._all_dead:
             for work in self._homeless:
@@ -399,6 +409,18 @@ class RolloutPool:
 
     def _why_all_dead(self) -> RolloutError:
         return RolloutError(f"every engine is dead: {'; '.join(member.last_words for member in self.members)}")
+
+    def _fail(self, life: asyncio.Task[None]) -> None:
+        """What ends a life unforeseen is raised wherever something is awaited: nobody waits for what can't come."""
+        if not life.cancelled() and (error := life.exception()):
+            works = [work for member in self.members for work in member.work.values()]
+            owed: list[asyncio.Future[Any]] = [
+                *(work.response for work in [*works, *self._homeless]),
+                *(m.reply for m in self.members if m.reply),
+            ]
+            for future in owed:
+                if not future.done():
+                    future.set_exception(error)
 
     def _kill_all(self) -> None:
         for member in self.members:

@@ -1,10 +1,14 @@
 """Where engines run and in which order they start, on GPUs that this machine need not have."""
 
+import asyncio
+
 import pytest
 import torch
 
 from megarl.config import parse_config
 from megarl.rollout.engine import engine_environment, engine_options, start_waves
+from megarl.rollout.messages import Done, Request, Sampling
+from megarl.rollout.pool import RolloutPool
 
 
 @pytest.fixture
@@ -49,3 +53,35 @@ def test_cuda_graphs_are_on_where_there_is_a_gpu_unless_the_config_says_no(gpus)
     for count, eager, expected in ((1, False, False), (1, True, True), (0, False, True), (0, True, True)):
         gpus(count)
         assert engine_options(config_of(enforce_eager=eager))["enforce_eager"] is expected
+
+
+class Confused:
+    """An engine that answers requests as if they were questions, on a node of its own."""
+
+    def __init__(self):
+        self.places, self._said = [self], asyncio.Queue()
+
+    async def meet(self):
+        pass
+
+    async def start(self, index, life, log_path):
+        return self
+
+    def send(self, message):
+        self._said.put_nowait(Done())
+
+    async def receive(self):
+        return await self._said.get()
+
+    def kill(self):
+        pass
+
+    close = kill
+
+
+def test_what_nobody_foresaw_is_raised_where_it_is_waited_for(tmp_path):
+    with RolloutPool(config_of(), tmp_path, [], nodes=Confused()) as pool:
+        pool.update_weights([], 0)
+        future = pool.start(pool.generate([Request([1], seed=0)], Sampling(1.0, 1.0, 0, 4)))
+        with pytest.raises(AssertionError, match="an answer to no question"):
+            future.result(timeout=60)
