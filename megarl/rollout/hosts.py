@@ -136,14 +136,16 @@ class Node:
             self._host.send(Kill(number))
 
     async def _hear(self, host: Stream) -> None:
-        with suppress(EOFError):
-            while True:
-                ended = await host.receive()
-                self._ends.pop(ended.number).set_result(ended.how)
-        self._host = None
-        for end in self._ends.values():
-            end.set_result(self._lost)
-        self._ends.clear()
+        try:
+            with suppress(EOFError):
+                while True:
+                    ended = await host.receive()
+                    self._ends.pop(ended.number).set_result(ended.how)
+        finally:  # whatever the cause, nothing more is heard of what it launched
+            self._host = None
+            for end in self._ends.values():
+                end.set_result(self._lost)
+            self._ends.clear()
 
 
 class Nodes:
