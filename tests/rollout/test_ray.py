@@ -77,6 +77,7 @@ def start_cluster(attempts=3):
     return cluster
 
 
+@pytest.mark.full
 @pytest.mark.processes
 def test_a_run_that_loses_an_engine_in_a_ray_cluster_learns_what_one_on_this_node_does(cluster, qwen2, tmp_path):
     values = {
