@@ -47,6 +47,7 @@ CHANGEABLE = (
     "rollout.enforce_eager",
     "rollout.kv_cache_gib",
     "rollout.bucket_mib",
+    "rollout.stall_seconds",
     "rollout.max_logprob_difference",
     "reward.workers",
     "reward.recycle_after",
