@@ -7,8 +7,6 @@ import itertools
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from concurrent.futures import Future, wait
-from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +16,7 @@ from megarl.config import Config
 from megarl.rollout.background import Background
 from megarl.rollout.engine import Engine, EngineDied, Here, Place, engine_options, start_waves
 from megarl.rollout.hosts import Nodes
+from megarl.rollout.member import Member, State, Work
 from megarl.rollout.messages import (
     Abort,
     AnnounceWeights,
@@ -45,53 +44,6 @@ BACK_OFF_SECONDS = 1.0  # before the first of them, and double before each one m
 
 class RolloutError(RuntimeError):
     """An engine failed; the message says which, why, and where its log is."""
-
-
-class State(StrEnum):
-    """What an engine is good for."""
-
-    STARTING = "starting"
-    STALE = "stale"  # without weights, or refused the last ones: serves nothing before a complete update
-    HEALTHY = "healthy"
-    SUSPECT = "suspect"  # owes something and has been silent for half of what is allowed
-    DEAD = "dead"  # and will not be started again
-
-
-@dataclass
-class Work:
-    """A request on its way to a response."""
-
-    number: int
-    request: Request
-    sampling: Sampling
-    response: asyncio.Future[Response]
-
-
-@dataclass(eq=False)
-class Member:
-    """An engine of the pool, through all of its processes."""
-
-    index: int
-    log_path: Path
-    state: State = State.STARTING
-    engine: Engine | None = None
-    work: dict[int, Work] = field(default_factory=dict)  # given to it and not answered
-    reply: asyncio.Future[str | None] | None = None  # to a command: the error, if any
-    heard: float = 0.0  # when it last said something, or was given something after it owed nothing
-    tokens: int = 0  # of its unfinished responses, when it last told
-    busy: float = 0.0  # seconds of generation, of all its processes
-    busy_before: float = 0.0  # of those that died
-    lives: int = 0  # processes so far
-    deaths: int = 0  # since it last finished a response
-    last_words: str = ""  # of its last process that died
-
-    @property
-    def owes(self) -> bool:
-        return bool(self.work) or self.reply is not None
-
-    def of(self, what: object) -> str:
-        """In words: which engine, what of it, and where to read more."""
-        return f"rollout engine {self.index}: {what} (log: {self.log_path})"
 
 
 Receivers = dict[Member, Engine]  # of an update: which process of which member
