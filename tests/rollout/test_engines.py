@@ -1,5 +1,6 @@
 """One real vLLM engine per model serves the whole module; every test leaves it with complete weights or repairs it."""
 
+import asyncio
 import json
 import shutil
 import signal
@@ -10,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from megarl.config import parse_config
 from megarl.rollout.messages import Request, Sampling
@@ -30,8 +32,8 @@ def config(request, tmp_path_factory):
     """A model with what must not change how it is read and sampled: its own habits, another format's files."""
     model = shutil.copytree(request.getfixturevalue(request.param), tmp_path_factory.mktemp("model") / "model")
     (model / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, **GENERATION}))
-    for name in ("params.json", "consolidated.safetensors"):
-        (model / name).write_text("{}")
+    (model / "params.json").write_text("{}")
+    save_file({}, model / "consolidated.safetensors")
     return parse_config(
         {
             "model": {"path": str(model)},
@@ -206,11 +208,19 @@ def interrupted(pool, interrupt, weights, count=SLOTS - 1):
 
     requests = [Request(prompt, seed=i) for i, prompt in enumerate(long_prompts(count))]
     long, short = replace(SAMPLING, max_tokens=LONG), replace(SAMPLING, max_tokens=2)
-    ends = threading.Thread(
-        target=lambda: answers.extend(pool.run(pool.generate(requests, long), weights)), daemon=True
-    )
+    begun, waiting = requests[: SLOTS - 1], requests[SLOTS - 1 :]
+    asked = [
+        pool.start(pool.generate(begun, long)),
+        pool.start(pool.generate([Request(long_prompts(1)[0], seed=9)], short, 1, stop)),  # beside them
+        pool.start(pool.generate(waiting, long)),
+    ]
+
+    async def all_long():
+        first, _, last = await asyncio.gather(*map(asyncio.wrap_future, asked))
+        answers.extend([*first, *last])
+
     answers: list = []
-    pool.start(pool.generate([Request(long_prompts(1)[0], seed=9)], short, 1, stop))
+    ends = threading.Thread(target=lambda: pool.run(all_long(), weights), daemon=True)
     ends.start()
     assert stopped.wait(60)
     interrupt(process)
