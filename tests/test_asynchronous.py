@@ -1,12 +1,12 @@
 """Generation ahead of learning through the command line: whatever dies, no sample is lost or learned twice."""
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from small_runs import rows_of
 
 from megarl.config import load_config
 from megarl.data.prompts import load_prompts
@@ -46,10 +46,6 @@ def asked() -> list[list[str]]:
     config = load_config(CONFIG, SETTINGS)
     prompts = load_prompts(config.data, "train", load_tokenizer(config.model.path))
     return [[p.id for p in prompts.at_step(step, PROMPTS, config.run.seed)] for step in range(STEPS)]
-
-
-def rows_of(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def check_learned(folder: Path, asked: list[list[str]]) -> list[list[int]]:

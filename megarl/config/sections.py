@@ -7,7 +7,6 @@ what would be legal (`UserError`).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from os.path import expanduser
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -24,6 +23,7 @@ from pydantic import (
 
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES
+from megarl.config.contradictions import contradictions
 from megarl.config.shipped import BUILT_IN, BUILT_IN_MODEL
 from megarl.types import UserError
 
@@ -334,56 +334,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_fit(self) -> Config:
-        recipe, n = self.recipe, self.schedule.samples_per_prompt
-        if n == 1 and recipe.compares_within_group:
-            fields = ", ".join(recipe.group_fields)
-            raise UserError(
-                f"schedule.samples_per_prompt=1 gives recipe {recipe.name} nothing to compare within a group "
-                f"({fields}); use at least 2"
-            )
-        if recipe.samples_per_round and recipe.samples_per_round * recipe.backfill_rounds < n:
-            raise UserError(
-                f"recipe.samples_per_round={recipe.samples_per_round} in recipe.backfill_rounds="
-                f"{recipe.backfill_rounds} rounds never make schedule.samples_per_prompt={n}; raise one, or lower that"
-            )
-        truncated = self.rollout.top_p < 1 or self.rollout.top_k > 0
-        if truncated and recipe.off_policy_fields and not self.rollout.allow_truncated_sampling:
-            raise UserError(
-                f"rollout.top_p={self.rollout.top_p:g}, rollout.top_k={self.rollout.top_k}: the sampler renormalises "
-                f"and the trainer does not, so the ratios of recipe {recipe.name} would be biased "
-                f"({', '.join(recipe.off_policy_fields)}); use top_p=1 and top_k=0, or set "
-                "rollout.allow_truncated_sampling=true"
-            )
-        limit, cache = self.rollout.max_response_tokens, recipe.overlong_cache_tokens
-        if recipe.overlong == "soft" and cache is not None and cache > limit:
-            raise UserError(
-                f"recipe.overlong_cache_tokens={cache} is more than rollout.max_response_tokens={limit}; use less"
-            )
-        sequences = 2 if recipe.objective == "dpo" else 1  # that must share a micro-batch
-        if self.learner.micro_batch_tokens < sequences * self.max_sequence_tokens:
-            raise UserError(
-                f"learner.micro_batch_tokens={self.learner.micro_batch_tokens} is less than the longest "
-                f"{'pair of sequences, 2 x (' if sequences == 2 else 'sequence, '}data.max_prompt_tokens + "
-                f"rollout.max_response_tokens{')' if sequences == 2 else ''} = "
-                f"{sequences * self.max_sequence_tokens}; use at least that"
-            )
-        if self.critic.head_start_steps and not recipe.needs_critic:
-            raise UserError(
-                f"critic.head_start_steps={self.critic.head_start_steps}, but recipe {recipe.name} has no critic; use "
-                "recipe.baseline=critic, or leave it at 0"
-            )
-        if self.critic.head_start_steps >= self.run.steps:
-            raise UserError(
-                f"critic.head_start_steps={self.critic.head_start_steps} leaves the policy none of run.steps="
-                f"{self.run.steps}; use less"
-            )
-        for problem in _stale_problems(self):
-            raise UserError(problem)
-        if (m := self.schedule.minibatch_prompts) is not None and m > self.schedule.prompts_per_step:
-            raise UserError(
-                f"schedule.minibatch_prompts={m} is more than schedule.prompts_per_step="
-                f"{self.schedule.prompts_per_step}; use at most that"
-            )
+        for contradiction in contradictions(self):
+            raise UserError(contradiction)
         return self
 
     @property
@@ -399,39 +351,6 @@ class Config(Section):
     @property
     def max_sequence_tokens(self) -> int:
         return self.data.max_prompt_tokens + max(self.rollout.max_response_tokens, self.eval.max_response_tokens or 0)
-
-
-def _stale_problems(config: Config) -> Iterator[str]:
-    """What samples by an older policy can't be used for, and what acts on them alone."""
-    recipe, schedule, update = config.recipe, config.schedule, config.rollout.weight_update
-    behind, partial = schedule.max_staleness, schedule.partial_rollouts
-    if partial is not None and not behind:
-        yield (
-            f"schedule.partial_rollouts={partial} carries responses over to newer weights, which "
-            "schedule.max_staleness=0 excludes; use max_staleness of at least 1, or partial_rollouts=null"
-        )
-    if update == "in_flight" and not behind:
-        yield (
-            "rollout.weight_update=in_flight interrupts responses, but with schedule.max_staleness=0 none are being "
-            "generated then; use max_staleness of at least 1, or weight_update=drain"
-        )
-    if partial is not None and update == "in_flight":
-        yield (
-            f"schedule.partial_rollouts={partial} is for rollout.weight_update=drain: in_flight waits for no tokens; "
-            "use drain, or partial_rollouts=null"
-        )
-    if not behind or recipe.objective == "dpo":  # which learns from anybody's samples
-        return
-    if not recipe.off_policy_fields and schedule.epochs > 1:
-        yield (
-            f"schedule.max_staleness={behind} with schedule.epochs={schedule.epochs}: recipe {recipe.name} has no "
-            "ratio to the policy that sampled; use epochs=1, max_staleness=0, or recipe.ratio=token with a clip"
-        )
-    if recipe.off_policy_fields and recipe.old_policy == "trainer" and recipe.mismatch == "none":
-        yield (
-            f"schedule.max_staleness={behind}: recipe {recipe.name} takes its ratio against the policy that begins the "
-            "step, which is not the one that sampled; use recipe.old_policy=rollout, or a recipe.mismatch correction"
-        )
 
 
 def _expanded(text: str) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import socket
 import subprocess
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,7 +48,7 @@ class Place(Protocol):
         """The `life`th process of engine `index`. Raises EngineDied."""
 
 
-class StreamEngine:
+class StreamEngine(ABC):
     """A worker at the other end of a stream; where its process lives is for who inherits this."""
 
     def __init__(self, stream: Stream) -> None:
@@ -67,8 +68,9 @@ class StreamEngine:
             return await self.receive()
         return message
 
+    @abstractmethod
     async def _how_it_ended(self) -> str:
-        raise NotImplementedError
+        """Once its connection is gone."""
 
 
 class LocalEngine(StreamEngine):

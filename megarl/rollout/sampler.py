@@ -6,7 +6,6 @@ import itertools
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,11 +22,9 @@ from megarl.types import Prompt, Sample, SampleGroup
 
 
 class Log(Protocol):
-    """Where engines leave their logs, and who watches."""
+    """Where engines leave their logs, and who is told."""
 
     folder: Path
-
-    def phase(self, name: str, total: int | None = None) -> AbstractContextManager[Callable[[int], None]]: ...
 
     def say(self, text: str) -> None: ...
 

@@ -15,6 +15,7 @@ import psutil
 import pytest
 import yaml
 from safetensors.torch import load_file
+from small_runs import metrics_of, write_config
 
 from megarl.data import arithmetic
 
@@ -117,20 +118,11 @@ def test_two_nodes_train_as_one_does(config, qwen2, port, tmp_path):
 
 
 def test_an_engine_on_each_of_two_nodes_samples_as_two_on_one_node(qwen2, port, tmp_path):
-    values = {
-        "run": {"steps": STEPS, "export": False},
-        "model": {"path": str(qwen2), "precision": "fp32"},
-        "data": {"train": "arithmetic", "eval": "arithmetic", "eval_limit": 8, "max_prompt_tokens": 16},
-        "schedule": {"prompts_per_step": 6, "samples_per_prompt": 4},
-        "optim": {"lr": 1e-3},
-        "learner": {"tensor_model_parallel_size": 2},
-        "rollout": {"engines": 2, "max_response_tokens": 24},
-    }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    config = write_config(tmp_path, qwen2, STEPS, learner={"tensor_model_parallel_size": 2})
     one, two = tmp_path / "one", tmp_path / "two"
 
     def train(run: Path, name: str, **environment: object) -> subprocess.Popen[bytes]:
-        arguments = ["train", str(tmp_path / "config.yaml"), f"run.dir={run}"]
+        arguments = ["train", str(config), f"run.dir={run}"]
         return start(*arguments, log=tmp_path / name, MEGARL_TEST_RUN=tmp_path, **environment)
 
     def output() -> str:
@@ -160,12 +152,6 @@ def processes_of(run: Path) -> Iterator[tuple[str, list[int]]]:
         with contextlib.suppress(psutil.Error):
             if (environment := process.environ()).get("MEGARL_TEST_RUN") == str(run):
                 yield environment.get("MEGARL_PROCESS", ""), [parent.pid for parent in process.parents()]
-
-
-def metrics_of(run: Path) -> list[dict[str, float]]:
-    """What a run recorded of each step, but for time and memory."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{name: row[name] for name in row if not name.startswith(("time/", "memory/"))} for row in rows]
 
 
 def test_what_a_second_node_needs_is_refused_in_one_line(config, tmp_path):

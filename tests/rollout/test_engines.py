@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from megarl.config import parse_config
 from megarl.rollout.messages import Request, Sampling
 from megarl.rollout.pool import RolloutError, RolloutPool
-from megarl.rollout.transfer import Bucket, WeightTransferError
+from megarl.rollout.transfer import WeightTransferError
 
 pytestmark = pytest.mark.processes
 
@@ -158,18 +158,9 @@ def test_equal_seeds_give_equal_samples_and_other_seeds_others(pool, learner):
     )
 
 
-def test_a_corrupted_bucket_is_refused_and_nothing_is_served_until_a_complete_update(pool, learner, monkeypatch):
-    original = Bucket.message
-
-    def flip_a_byte_after_the_checksum(bucket, last):
-        message = original(bucket, last)
-        bucket.content[message["size"] // 2] ^= 1
-        return message
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Bucket, "message", flip_a_byte_after_the_checksum)
-        with pytest.raises(WeightTransferError, match="corrupted"):
-            pool.update_weights(learner.hf_weights(), 7)
+def test_a_corrupted_bucket_is_refused_and_nothing_is_served_until_a_complete_update(pool, learner, a_flipped_byte):
+    with a_flipped_byte(), pytest.raises(WeightTransferError, match="corrupted"):
+        pool.update_weights(learner.hf_weights(), 7)
     with pytest.raises(RolloutError, match="no complete weights"):
         responses(pool)
     pool.update_weights(learner.hf_weights(), 8)
@@ -318,7 +309,7 @@ def test_what_a_dead_engine_was_doing_is_done_again_with_the_same_random_numbers
 
 def test_when_no_engine_can_be_started_any_more_the_run_ends_with_the_causes(pool, learner, configured, monkeypatch):
     """Last: the engine does not come back."""
-    monkeypatch.setattr("megarl.rollout.pool.RESTARTS", 1)
+    monkeypatch.setattr("megarl.rollout.fleet.RESTARTS", 1)
     configured(model={"path": "/nowhere"})
     pool.members[0].engine.process.kill()
     future = pool.start(pool.generate([Request([2, 3], seed=0)], SAMPLING))

@@ -1,6 +1,5 @@
 """Engines on a real Ray cluster of two nodes, both on this machine."""
 
-import json
 import os
 import subprocess
 import sys
@@ -8,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-import yaml
+from small_runs import metrics_of, rows_of, write_config
 
 from megarl.config import parse_config
 from megarl.types import UserError
@@ -80,24 +79,15 @@ def start_cluster(attempts=3):
 @pytest.mark.full
 @pytest.mark.processes
 def test_a_run_that_loses_an_engine_in_a_ray_cluster_learns_what_one_on_this_node_does(cluster, qwen2, tmp_path):
-    values = {
-        "run": {"steps": STEPS, "export": False},
-        "model": {"path": str(qwen2), "precision": "fp32"},
-        "data": {"train": "arithmetic", "eval": "arithmetic", "eval_limit": 8, "max_prompt_tokens": 16},
-        "schedule": {"prompts_per_step": 6, "samples_per_prompt": 4},
-        "optim": {"lr": 1e-3},
-        "learner": {"world_size": 1},
-        "rollout": {"engines": 2, "max_response_tokens": 24},
-    }
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(values))
+    config = write_config(tmp_path, qwen2, STEPS, learner={"world_size": 1})
     runs, said = {}, {}
     for placement in ("ranks", "ray"):
         run = tmp_path / placement
-        command = [*TRAIN, str(tmp_path / "config.yaml"), f"run.dir={run}", f"rollout.placement={placement}"]
+        command = [*TRAIN, str(config), f"run.dir={run}", f"rollout.placement={placement}"]
         environment = {**os.environ, "RAY_ADDRESS": cluster}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-        runs[placement], said[placement] = records_of(run), done.stdout
+        runs[placement], said[placement] = (metrics_of(run), samples_of(run)), done.stdout
     assert "rollout engine 1: its process was killed by SIGKILL" in said["ray"]
     assert "starting another" not in said["ranks"]
     (metrics, samples), (expected_metrics, expected_samples) = runs["ray"], runs["ranks"]
@@ -115,10 +105,6 @@ def test_a_cluster_that_is_not_there_is_refused_in_one_line(qwen2, tmp_path):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def records_of(run: Path) -> tuple[list[dict[str, float]], list[tuple[str, int, str]]]:
-    """What a run recorded of each step, but for time and memory; and what was sampled."""
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    metrics = [{name: row[name] for name in row if not name.startswith(("time/", "memory/"))} for row in rows]
-    files = sorted((run / "samples").glob("*.jsonl"))
-    samples = [json.loads(line) for file in files for line in file.read_text().splitlines()]
-    return metrics, [(sample["prompt_id"], sample["sample"], sample["response"]) for sample in samples]
+def samples_of(run: Path) -> list[tuple[str, int, str]]:
+    samples = [sample for file in sorted((run / "samples").glob("*.jsonl")) for sample in rows_of(file)]
+    return [(sample["prompt_id"], sample["sample"], sample["response"]) for sample in samples]

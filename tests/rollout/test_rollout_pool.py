@@ -55,6 +55,9 @@ def test_cuda_graphs_are_on_where_there_is_a_gpu_unless_the_config_says_no(gpus)
         assert engine_options(config_of(enforce_eager=eager))["enforce_eager"] is expected
 
 
+SAMPLING = Sampling(1.0, 1.0, 0, 4)
+
+
 class Confused:
     """An engine that answers requests as if they were questions, on a node of its own."""
 
@@ -82,6 +85,9 @@ class Confused:
 def test_what_nobody_foresaw_is_raised_where_it_is_waited_for(tmp_path):
     with RolloutPool(config_of(), tmp_path, [], nodes=Confused()) as pool:
         pool.update_weights([], 0)
-        future = pool.start(pool.generate([Request([1], seed=0)], Sampling(1.0, 1.0, 0, 4)))
+        future = pool.start(pool.generate([Request([1], seed=0)], SAMPLING))
         with pytest.raises(AssertionError, match="an answer to no question"):
             future.result(timeout=60)
+        for later in (lambda: pool.run(pool.generate([Request([1], 0)], SAMPLING)), lambda: pool.update_weights([], 1)):
+            with pytest.raises(AssertionError, match="an answer to no question"):
+                later()
