@@ -11,9 +11,10 @@ from torch import Tensor
 from megarl.algorithms.loss import clipped_tokens, kl_estimate
 from megarl.algorithms.mismatch import sequence_mean
 from megarl.algorithms.recipe import Recipe
+from megarl.batch import Batch, Credit, Update
 from megarl.estimates import pass_at_k
 from megarl.rewards.alarm import is_alarming
-from megarl.types import Batch, Credit, Metrics, RewardStatus, Rollout, SampleGroup, Update
+from megarl.types import Metrics, RewardStatus, Rollout, SampleGroup
 
 
 def sample_metrics(rollout: Rollout, credit: Credit, batch: Batch, step: int) -> Metrics:

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from megarl.algorithms.recipes import SFT
+from megarl.batch import build_demonstration_batch
 from megarl.config import Config
-from megarl.data.batch import build_demonstration_batch
 from megarl.data.prompts import PromptSet, encode_prompts, load_problems
 from megarl.data.templates import frame
 from megarl.data.tokenizer import load_tokenizer

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from megarl.algorithms.credit import credit_groups
+from megarl.batch import build_batch, minibatches
 from megarl.config import Config
-from megarl.data.batch import build_batch, minibatches
 from megarl.data.tokenizer import load_tokenizer
 from megarl.learner.agreement import probe_agreement, probe_policy, step_agreement
 from megarl.learner.checkpoint import CheckpointStore

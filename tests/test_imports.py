@@ -1,6 +1,8 @@
 """Imports point one way: a part of the package knows those below it, and heavy packages stay where they belong."""
 
 import ast
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import megarl
 ROOT = Path(megarl.__file__).parent
 LAYERS = [  # of parts, the lowest first; parts of one layer don't know each other
     {"types"},
-    {"estimates", "failpoints", "faults", "files", "memory", "rank", "versions"},
+    {"batch", "estimates", "failpoints", "faults", "files", "memory", "rank", "versions"},
     {"ops", "processes"},
     {"algorithms", "models"},
     {"config", "rewards"},
@@ -29,7 +31,7 @@ KNOWN = {  # to the parts that train.py puts together, of each other
     "algorithms": [],
     "rewards": [],
     "data": ["rewards.extraction"],
-    "learner": ["algorithms", "data.batch", "data.packing"],
+    "learner": ["algorithms", "data.packing"],
     "rollout": ["algorithms.credit", "algorithms.recipe", "data.prompts", "data.templates", "rewards"],
 }
 ONLY_IN = {  # package -> the files, or folders, that may import it
@@ -85,3 +87,9 @@ def test_what_a_function_or_a_branch_imports_counts():
     code = "if TYPE_CHECKING:\n    import a\ndef f():\n    from b.c import d\n"
     code += "if x:\n    import e\nfrom megarl import types"
     assert [*imports(ast.parse(code))] == ["b.c", "e", "megarl.types"]
+
+
+@pytest.mark.processes
+def test_a_grader_loads_no_torch_and_so_starts_fast():
+    code = "import sys, megarl.rewards.worker; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"

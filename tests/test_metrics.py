@@ -11,9 +11,9 @@ import torch
 from megarl.algorithms.mismatch import mismatch_metrics
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES
-from megarl.data.batch import build_batch
+from megarl.batch import Batch, Credit, Update, build_batch
 from megarl.metrics import evaluation_metrics, sample_metrics, update_metrics
-from megarl.types import Batch, Credit, Prompt, RewardStatus, Rollout, Sample, SampleGroup, Update
+from megarl.types import Prompt, RewardStatus, Rollout, Sample, SampleGroup
 
 KIND = {"c": "correct", "w": "wrong", "n": "no_answer", "t": "truncated", "o": "timeout", "e": "error"}
 

@@ -12,6 +12,6 @@ from megarl.algorithms.loss import loss
 from megarl.algorithms.mismatch import mismatch_weights
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES
-from megarl.types import Credit
+from megarl.batch import Credit
 
 __all__ = ["RECIPES", "Credit", "Recipe", "credit", "gae", "loss", "mismatch_weights", "value_loss", "whiten"]

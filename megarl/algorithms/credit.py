@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from megarl.algorithms.recipe import Recipe
-from megarl.types import Credit, Sample, SampleGroup
+from megarl.batch import Credit
+from megarl.types import Sample, SampleGroup
 
 T = TypeVar("T")
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from megarl.types import Batch
+from megarl.batch import Batch
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from megarl.algorithms.loss import kl_estimate
 from megarl.algorithms.mismatch import mismatch_metrics
+from megarl.batch import Batch, Credit, Update, build_batch
 from megarl.config import Config
-from megarl.data.batch import build_batch
 from megarl.learner.learner import Learner
-from megarl.types import Batch, Credit, Metrics, SampleGroup, Update
+from megarl.types import Metrics, SampleGroup
 
 PROBE_GROUPS = 64
 # Mean |log-prob| difference that no rounding explains, only wrong weights or another function.

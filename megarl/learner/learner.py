@@ -17,6 +17,7 @@ from megarl.algorithms.gae import gae, value_loss, whiten
 from megarl.algorithms.loss import Tokens, count_present, policy_loss, token_weights
 from megarl.algorithms.mismatch import REJECTS_SEQUENCES, mismatch_weights
 from megarl.algorithms.recipe import Recipe
+from megarl.batch import Batch, Update
 from megarl.config import Config
 from megarl.data.packing import MicroBatch, micro_batches
 from megarl.learner.cpu.spec import PackedSequences
@@ -27,7 +28,6 @@ from megarl.learner.weights import WeightStream, load_hf_weights
 from megarl.models.family import architecture
 from megarl.models.hugging_face import save_hf_model
 from megarl.ops.linear import linear_logprob
-from megarl.types import Batch, Update
 
 Outputs = tuple[Tensor, ...]  # per-token results of a forward pass, laid out as the micro-batch
 Head = Callable[[Tensor, MicroBatch], Outputs]  # the model's output of a micro-batch -> Outputs

@@ -20,9 +20,9 @@ from megarl.algorithms.loss import (
 from megarl.algorithms.mismatch import REJECTS_SEQUENCES, mismatch_weights
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES, SFT
+from megarl.batch import Batch
 from megarl.data.packing import micro_batches
 from megarl.ops.epilogue import policy_epilogue
-from megarl.types import Batch
 
 EXACT = {"rel": 1e-9, "abs": 1e-12}
 LIMIT = 16

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from megarl.data.batch import build_demonstration_batch
+from megarl.batch import build_demonstration_batch
 from megarl.data.packing import micro_batches
 
 

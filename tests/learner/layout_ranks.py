@@ -13,14 +13,13 @@ import torch
 
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES, SFT
+from megarl.batch import Batch, minibatches
 from megarl.config import parse_config
-from megarl.data.batch import minibatches
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
 from megarl.learner.trainable import Trainable
 from megarl.learner.weights import WeightStream
 from megarl.models.family import read_hf_config
-from megarl.types import Batch
 
 # ranks -> name -> (tensor, pipeline, micro-batch tokens, packing, recompute)
 LAYOUTS = {

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from megarl.algorithms.recipes import RECIPES
+from megarl.batch import Batch, Credit, Update, build_batch
 from megarl.config import OptimConfig, parse_config
-from megarl.data.batch import build_batch
 from megarl.learner.agreement import (
     LIMITS,
     PROBE_GROUPS,
@@ -22,7 +22,7 @@ from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
 from megarl.learner.trainable import learning_rate
 from megarl.models.family import read_hf_config
-from megarl.types import Batch, Credit, Prompt, Sample, SampleGroup, Update
+from megarl.types import Prompt, Sample, SampleGroup
 
 
 def config_with(precision, limit=None, path="unused", **sections):

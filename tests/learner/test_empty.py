@@ -8,11 +8,11 @@ from layout_ranks import config_for, make_batch, state_of
 from megarl.algorithms.credit import credit_groups
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES
-from megarl.data.batch import build_batch, minibatches
+from megarl.batch import Credit, build_batch, minibatches
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
 from megarl.models.family import read_hf_config
-from megarl.types import Credit, Prompt, RewardStatus, Sample, SampleGroup
+from megarl.types import Prompt, RewardStatus, Sample, SampleGroup
 
 LAYOUT = (1, 1, 2000, True, "none")
 PADDED = (1, 1, 2000, False, "none")

@@ -9,7 +9,7 @@ from layout_ranks import config_for, make_batch
 
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES
-from megarl.data.batch import minibatches
+from megarl.batch import minibatches
 from megarl.learner.agreement import MismatchError, step_agreement
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh

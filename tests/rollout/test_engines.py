@@ -76,7 +76,7 @@ def responses(pool, count=6, seed=0):
 
 
 def batch_of(requests, answers):
-    from megarl.data.batch import build_demonstration_batch
+    from megarl.batch import build_demonstration_batch
 
     return build_demonstration_batch(
         [(np.array(r.prompt_ids), a.token_ids) for r, a in zip(requests, answers, strict=True)]

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from gpu.models import GPU, make_config, make_learner, random_model
 from gpu.report import Report
+from megarl.batch import build_demonstration_batch
 from megarl.config import Config
-from megarl.data.batch import build_demonstration_batch
 from megarl.learner.agreement import LIMITS
 from megarl.models.family import architecture, read_hf_config
 from megarl.models.weights import hf_names

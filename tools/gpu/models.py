@@ -10,12 +10,12 @@ from typing import Any
 import torch
 
 from megarl.algorithms.recipes import RECIPES
+from megarl.batch import Batch
 from megarl.config import parse_config
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
 from megarl.models.family import architecture, read_hf_config
 from megarl.models.weights import hf_names, hf_shape
-from megarl.types import Batch
 
 TOKENIZER = Path(__file__).resolve().parents[2] / "megarl/data/base_model"
 GPU = torch.cuda.is_available()

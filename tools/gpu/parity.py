@@ -13,8 +13,8 @@ import torch
 from gpu.models import SIZES, layers_of, make_batch, make_config, make_learner, random_model
 from gpu.report import Report
 from megarl.algorithms.recipes import RECIPES
+from megarl.batch import Batch
 from megarl.learner.weights import WeightStream
-from megarl.types import Batch
 
 MODELS = {"toy": True, "toy, tied": False}  # -> packing
 DRY = ("reinforce", "grpo", "ppo", "iterative_dpo")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from megarl.data.batch import build_batch, build_demonstration_batch, minibatches
-from megarl.types import Batch, Credit, Prompt, Sample, SampleGroup
+from megarl.batch import Batch, Credit, build_batch, build_demonstration_batch, minibatches
+from megarl.types import Prompt, Sample, SampleGroup
 
 ANNOTATIONS = ("old_logprobs", "ref_logprobs", "values", "returns", "correction")
 
