@@ -30,20 +30,32 @@ def give_back() -> None:
         trim(0)
 
 
+def gpu_used() -> float | None:
+    """GiB of this process's GPU that all processes hold at this moment; None without a GPU."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return None
+    free, total = torch.cuda.mem_get_info()
+    return (total - free) / GIB
+
+
 @cache
 def _malloc_trim() -> Callable[[int], int] | None:
     return getattr(ctypes.CDLL(None), "malloc_trim", None)
 
 
-def memory_of_ranks(mesh: Mesh) -> Metrics:
-    """memory/*: GiB held at this moment by all ranks, by the largest, by engines and graders; and the largest rank's
-    peak so far. Memory that several processes share counts once among them. Collective."""
-    everyone = mesh.gather(_of_this_process())
+def memory_of_ranks(mesh: Mesh, lent_bytes: int = 0) -> Metrics:
+    """memory/*: GiB held at this moment by all ranks, by the largest, by engines and graders; the largest rank's peak
+    so far; and what all ranks lend the engines. Memory that several processes share counts once among them. Collective.
+    """
+    everyone = mesh.gather(_of_this_process() | {"lent": lent_bytes / GIB})
     total = {name: sum(one[name] for one in everyone) for name in everyone[0]}
     return {
         "memory/ranks": total["rank"],
         "memory/engines": total["engines"],
         "memory/graders": total["graders"],
+        "memory/lent": total["lent"],
         "memory/rank_max": max(one["rank"] for one in everyone),
         "memory/rank_peak": max(one["peak"] for one in everyone),
     }

@@ -42,6 +42,7 @@ def sample_metrics(rollout: Rollout, credit: Credit, batch: Batch, step: int) ->
         "reward/alarm": float(is_alarming(statuses)),
         "staleness/mean": float(staleness.mean()),  # weight versions that its sampler was behind, of a token
         "staleness/max": int(staleness.max()),
+        "engines/restarts": rollout.restarts,
         **{f"time/{name}": seconds for name, seconds in rollout.seconds.items()},
     }
 

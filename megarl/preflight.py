@@ -24,6 +24,7 @@ def check_run(config: Config, command: str, resume: bool) -> None:
     check_precision(config)
     check_machine(config)
     check_model(config, command)
+    check_gpu_memory(config, command)
     problems = check_data(config, command)
     check_reward(config, command)
     check_prompts(config, command, problems)
@@ -35,15 +36,19 @@ def check_machine(config: Config) -> None:
     """Ranks and engines against the GPUs of this machine; without any, only the CPU's limits hold."""
     import torch
 
+    from megarl.rollout.engine import engine_gpus
+
     check_shared_memory()
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     size = config.rollout.tensor_parallel_size
     if size > max(gpus, 1):
         raise UserError(f"rollout.tensor_parallel_size={size} needs as many GPUs; this machine has {gpus}")
     if "RANK" not in os.environ:
-        rank_count(config.learner, gpus)
+        ranks = rank_count(config.learner, gpus)
+        if gpus:
+            engine_gpus(config, ranks)
     if config.rollout.placement == "ray" and importlib.util.find_spec("ray") is None:
-        raise UserError("rollout.placement=ray needs ray: pip install 'megarl[cluster]', or set it to ranks")
+        raise UserError("rollout.placement=ray needs ray: pip install 'megarl[cluster]', or set it to colocated")
     if config.run.wandb_project and importlib.util.find_spec("wandb") is None:
         raise UserError("run.wandb_project is set but wandb is not installed; pip install wandb, or set it to null")
 
@@ -88,6 +93,20 @@ def check_model(config: Config, command: str) -> None:
             f"data.max_prompt_tokens + max_response_tokens (of rollout or eval) = {config.max_sequence_tokens} is more "
             f"than this model's {arch.max_position_embeddings} positions; lower one of them"
         )
+
+
+def check_gpu_memory(config: Config, command: str) -> None:
+    """Of colocated engines beside the learner, where this machine has GPUs."""
+    import torch
+
+    from megarl.gpu_budget import GIB, budget, check_budget
+
+    if command != "train" or config.rollout.placement != "colocated" or not torch.cuda.is_available():
+        return
+    gpus = torch.cuda.device_count()
+    ranks = int(os.environ.get("WORLD_SIZE") or rank_count(config.learner, gpus))
+    total = min(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(gpus)) / GIB
+    check_budget(config, budget(config, architecture(read_hf_config(config.model.path)), ranks, gpus, total))
 
 
 def check_data(config: Config, command: str) -> list[list[Problem]]:

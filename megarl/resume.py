@@ -39,6 +39,7 @@ CHANGEABLE = (
     "learner.packing",
     "learner.micro_batch_tokens",
     "learner.recompute",
+    "learner.offload",
     "rollout.engines",
     "rollout.placement",
     "rollout.tensor_parallel_size",

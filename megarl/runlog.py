@@ -22,9 +22,9 @@ from rich.progress import (
 from rich.table import Table
 
 from megarl.config import Config, dump_config
-from megarl.failpoints import reach
 from megarl.files import write_whole
-from megarl.memory import give_back
+from megarl.memory import give_back, gpu_used
+from megarl.phases import Watch, phase
 from megarl.resume import set_aside
 from megarl.types import Metrics, SampleGroup
 from megarl.versions import package_versions
@@ -51,12 +51,14 @@ class RunLog:
         self.stop_file = self.folder / "STOP"
         self._leads, self._steps = leads, config.run.steps
         self._times: dict[str, float] = {}
+        self._gpu: dict[str, float] = {}
         self._taken = time.perf_counter()
         self._progress: Progress | None = None
         self._step_task: TaskID | None = None
         self._phase_task: TaskID | None = None
         if not leads:
             return
+        self._watch = Watch(self.say)
         if aside := set_aside(self.folder, start):
             self.say(f"what this run held beyond step {start} is in {aside}")
         (self.folder / "samples").mkdir(parents=True, exist_ok=True)
@@ -99,21 +101,26 @@ class RunLog:
             self._progress.reset(self._phase_task, description=name, total=total)
 
         def advance(done: int) -> None:
+            running.advance(done)
             if self._progress and self._phase_task is not None:
                 self._progress.update(self._phase_task, completed=done)
 
-        started = time.perf_counter()
-        reach(name)
-        try:
+        with phase(name, total) as running:
             yield advance
-        finally:
             give_back()
-            self._times[name] = self._times.get(name, 0.0) + time.perf_counter() - started
+        if (used := gpu_used()) is not None:
+            self._gpu[name] = used
+        self._times[name] = self._times.get(name, 0.0) + running.seconds
 
     def take_times(self) -> Metrics:
-        """Seconds of each phase since the last call, as time/<phase>, and all time since then as time/step."""
+        """Seconds of each phase since the last call, as time/<phase>, and all time since then as time/step.
+
+        On a GPU also memory/gpu_<phase>: GiB of this rank's that all its processes held at the phase's end.
+        """
         times = {f"time/{name}": seconds for name, seconds in self._times.items()}
+        times |= {f"memory/gpu_{name}": gib for name, gib in self._gpu.items()}
         self._times.clear()
+        self._gpu.clear()
         now = time.perf_counter()
         elapsed, self._taken = now - self._taken, now
         return {**times, "time/step": elapsed}
@@ -181,6 +188,7 @@ class RunLog:
         if self._progress:
             self._progress.stop()
         if self._leads:
+            self._watch.close()
             self._metrics.close()
             self._board.close()
             if self._wandb:

@@ -58,7 +58,8 @@ def train(config: Config, resume: bool = False) -> None:
                 source.update_weights(learner.hf_weights(), version)
 
         def evaluate(done: int) -> Metrics:
-            groups = source.evaluate(learner.hf_weights)
+            with learner.at_rest():
+                groups = source.evaluate(learner.hf_weights)
             log.samples(f"eval_{done:06d}", groups)
             return evaluation_metrics(groups) | probe_policy(config, learner, groups)
 
@@ -76,7 +77,8 @@ def train(config: Config, resume: bool = False) -> None:
         done = start
 
         for step in range(start, config.run.steps):
-            rollout = source.next_rollout(step, learner.hf_weights)
+            with learner.at_rest():
+                rollout = source.next_rollout(step, learner.hf_weights)
             credit = credit_groups(recipe, rollout.groups, config.rollout.max_response_tokens)
             sampled = build_batch(rollout.groups, credit)
             with log.phase("annotate"):
@@ -106,7 +108,7 @@ def train(config: Config, resume: bool = False) -> None:
                 with log.phase("checkpoint"):
                     state = {"evaluations": evaluations}
                     store.write(done, learner.trainables, config.model.path, state)
-            metrics |= memory_of_ranks(mesh)
+            metrics |= memory_of_ranks(mesh, learner.lent_bytes)
             log.step(done, metrics | log.take_times(), [*rollout.groups, *rollout.replaced])
             if save:
                 store.commit(done)  # after the step's record: a resumed run begins behind both
@@ -117,7 +119,8 @@ def train(config: Config, resume: bool = False) -> None:
             log.say(f"stopped by {log.stop_file} after step {done}; remove it and go on with --resume")
         else:
             if config.run.export:
-                learner.export(log.folder / "hf")
+                with log.phase("export"):
+                    learner.export(log.folder / "hf")
             samples = log.total("samples/generated")
             log.show(summary(config, evaluations["before"], evaluations["after"], samples, time.time() - started))
     mesh.close()

@@ -88,6 +88,7 @@ class Rollout:
     replaced: list[SampleGroup] = field(default_factory=list)
     probe: list[SampleGroup] = field(default_factory=list)  # by the current weights, where the others may not be
     seconds: Metrics = field(default_factory=dict)  # what its generation and grading took, beside other things
+    restarts: int = 0  # of engines that died, so far
 
     @property
     def samples(self) -> list[Sample]:

@@ -28,6 +28,6 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 
 def metrics_of(run: Path) -> list[dict[str, float]]:
-    """What a run recorded of each step, but for time and memory."""
+    """What a run recorded of each step, but for time, memory and the health of its engines."""
     rows = rows_of(run / "metrics.jsonl")
-    return [{name: row[name] for name in row if not name.startswith(("time/", "memory/"))} for row in rows]
+    return [{name: row[name] for name in row if not name.startswith(("time/", "memory/", "engines/"))} for row in rows]

@@ -68,6 +68,7 @@ def test_neither_a_killed_engine_nor_a_killed_run_costs_a_sample(asked, tmp_path
     killed = train(tmp_path, "rollout.engines=2", failpoint="engine 1.1 generation 30,rank 0 update 6")
     assert killed.returncode == 1 and "was killed by SIGKILL" in killed.stderr
     assert "rollout engine 1: its process was killed by SIGKILL" in killed.stdout
+    assert [row["engines/restarts"] for row in rows_of(tmp_path / "metrics.jsonl")[1:]][-1] == 1
     done = train(tmp_path, "--resume", "rollout.engines=1")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resuming from" in done.stdout

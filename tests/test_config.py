@@ -580,6 +580,18 @@ OFF_POLICY = "recipe: {name: raft_pp, old_policy: rollout}"
         ("recipe: raft", ["schedule.max_staleness=1", "schedule.epochs=2"], "schedule.epochs=2", "epochs=1"),
         ("recipe: raft_pp", ["schedule.max_staleness=1"], "schedule.max_staleness=1", "recipe.old_policy=rollout"),
         ("recipe: kimi_k2", ["schedule.max_staleness=3"], "schedule.max_staleness=3", "recipe.mismatch"),
+        (
+            "recipe: raft",
+            ["schedule.max_staleness=1", "learner.offload=all"],
+            "learner.offload=all",
+            "under schedule.max_staleness=1 none do",
+        ),
+        (
+            "",
+            ["rollout.placement=disaggregated", "learner.offload=optimizer"],
+            "learner.offload=optimizer",
+            "under rollout.placement=disaggregated none do",
+        ),
         ("", ["schedule.max_staleness=-1"], "schedule.max_staleness", "0"),
     ],
 )

@@ -13,11 +13,11 @@ import megarl
 ROOT = Path(megarl.__file__).parent
 LAYERS = [  # of parts, the lowest first; parts of one layer don't know each other
     {"types"},
-    {"batch", "estimates", "failpoints", "faults", "files", "memory", "rank", "versions"},
+    {"batch", "estimates", "faults", "files", "memory", "phases", "rank", "versions"},
     {"ops", "processes"},
     {"algorithms", "models"},
     {"config", "rewards"},
-    {"data", "launcher", "metrics"},
+    {"data", "gpu_budget", "launcher", "metrics"},
     {"inputs", "learner"},
     {"resume"},
     {"evaluation_folder", "runlog"},

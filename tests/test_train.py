@@ -88,7 +88,7 @@ def test_a_killed_run_resumes_to_the_uninterrupted_one(uninterrupted, tmp_path):
     assert (tmp_path / "checkpoints/LATEST").read_text().strip() == "step_000002"
 
     (tmp_path / "checkpoints/LATEST").unlink()  # the newest complete one is found without
-    output = run(tmp_path, "run.steps=4", "run.checkpoint_every=2", "--resume").stdout
+    output = run(tmp_path, "run.steps=4", "run.checkpoint_every=2", "learner.offload=all", "--resume").stdout
     assert "resuming from" in output and f"beyond step 2 is in {tmp_path / 'history/001'}" in output
     assert (tmp_path / "history/001/samples/step_000003.jsonl").exists()
     assert metrics(tmp_path) == metrics(uninterrupted)
@@ -110,7 +110,11 @@ def test_without_a_learning_rate_nothing_improves_and_a_stop_file_saves_and_ends
 @pytest.mark.parametrize(
     ("recipe", "settings", "expected"),
     [
-        ("ppo", ["critic.head_start_steps=1", "recipe.mismatch=seq_tis"], {"updates/count": 2}),
+        (
+            "ppo",
+            ["critic.head_start_steps=1", "recipe.mismatch=seq_tis", "learner.offload=optimizer"],
+            {"updates/count": 2},
+        ),
         ("iterative_dpo", ["schedule.epochs=2", *ONE_RANK], {"updates/count": 2}),
         ("dapo", ONE_RANK, {"updates/count": 2}),
         ("remax", ONE_RANK, {"samples/generated": 64 + 16}),

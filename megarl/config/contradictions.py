@@ -52,6 +52,14 @@ def contradictions(config: Config) -> Iterator[str]:
             f"{config.run.steps}; use less"
         )
     yield from _stale(config)
+    if config.learner.offload != "none" and not config.engines_sleep:
+        cause = f"schedule.max_staleness={config.schedule.max_staleness}"
+        if config.rollout.placement != "colocated":
+            cause = f"rollout.placement={config.rollout.placement}"
+        yield (
+            f"learner.offload={config.learner.offload} lends the learner's memory to engines that take turns with it, "
+            f"but under {cause} none do; use offload=none, or colocated engines with max_staleness=0"
+        )
     if (m := config.schedule.minibatch_prompts) is not None and m > config.schedule.prompts_per_step:
         yield (
             f"schedule.minibatch_prompts={m} is more than schedule.prompts_per_step="

@@ -171,8 +171,11 @@ class RolloutConfig(Section):
     """Generation with vLLM."""
 
     engines: int = Field(1, ge=1, description="vLLM engines, each a process of its own; they take turns on the nodes")
-    placement: Literal["ranks", "ray"] = Field(
-        "ranks", description="engines on the nodes of the ranks, or on those of a Ray cluster (RAY_ADDRESS)"
+    placement: Literal["colocated", "disaggregated", "ray"] = Field(
+        "colocated",
+        description="engines on the GPUs of the ranks, where they sleep while the learner works (unless "
+        "schedule.max_staleness has them generate then); on other GPUs of the ranks' nodes; or on the nodes of a Ray "
+        "cluster (RAY_ADDRESS)",
     )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs per engine")
     temperature: float = Field(1.0, gt=0, le=2)
@@ -282,6 +285,11 @@ class LearnerConfig(Section):
         True, description="logits as exact as the products; false: rounded to bf16 where the model is, and faster"
     )
     recompute: Literal["none", "full"] = Field("none", description="recompute activations in the backward pass")
+    offload: Literal["none", "optimizer", "all"] = Field(
+        "none",
+        description="what goes to the host's memory while colocated engines generate: optimizer state and gradients; "
+        "or the weights too",
+    )
 
     @model_validator(mode="after")
     def _world_size_factors(self) -> LearnerConfig:
@@ -347,6 +355,11 @@ class Config(Section):
     @property
     def critic_optim(self) -> OptimConfig:
         return self.optim.model_copy(update={"lr": self.critic.lr, "warmup_steps": self.critic.warmup_steps})
+
+    @property
+    def engines_sleep(self) -> bool:
+        """Whether engines and learner take turns with their GPUs."""
+        return self.rollout.placement == "colocated" and not self.schedule.max_staleness
 
     @property
     def max_sequence_tokens(self) -> int:

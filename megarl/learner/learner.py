@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from megarl.data.packing import MicroBatch, micro_batches
 from megarl.learner.cpu.spec import PackedSequences
 from megarl.learner.mesh import Mesh
 from megarl.learner.model import build_critic, build_model, output_weight, token_multiple, transformer_config
+from megarl.learner.offload import Offload
 from megarl.learner.trainable import Trainable, learning_rate
 from megarl.learner.weights import WeightStream, load_hf_weights
 from megarl.models.family import architecture
@@ -76,12 +78,33 @@ class Learner:
             self.reference = build_model(hf_config, transformer(), mesh).requires_grad_(False)
             self.reference.load_state_dict(self.policy.module.state_dict())
         self._forward_backward = get_forward_backward_func()
+        self._offload = Offload()
         self._stream = WeightStream(self.policy.module, self.arch, mesh)
 
     @property
     def trainables(self) -> dict[str, Trainable]:
         """What a checkpoint holds."""
         return {"policy": self.policy} | ({"critic": self.critic} if self.critic else {})
+
+    @contextmanager
+    def at_rest(self) -> Iterator[None]:
+        """Lend what learner.offload names while the block runs, in which the learner does no more than `hf_weights`."""
+        what, trainables = self.config.learner.offload, self.trainables.values()
+        keep, zero = [], []
+        if what != "none":
+            keep += [tensor for trainable in trainables for tensor in trainable.optimizer_state]
+            zero += [tensor for trainable in trainables for tensor in trainable.gradients]
+        if what == "all":
+            keep += [tensor for trainable in trainables for tensor in trainable.weights]
+            keep += self.reference.parameters() if self.reference else []
+        self._offload = Offload(keep, zero)
+        with self._offload.lent():
+            yield
+
+    @property
+    def lent_bytes(self) -> int:
+        """Of this rank's GPU, at its last rest."""
+        return self._offload.size
 
     def annotate(self, batch: Batch) -> Batch:
         """The batch with what the recipe needs to learn from it, before the step's first update.
@@ -182,7 +205,8 @@ class Learner:
 
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy as Hugging Face tensors on rank 0, nothing elsewhere; every rank must iterate."""
-        return self._stream.tensors()
+        with self._offload.back():
+            yield from self._stream.tensors()
 
     def export(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder, on rank 0."""

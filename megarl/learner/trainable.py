@@ -38,6 +38,24 @@ class Trainable:
         self.optimizer = get_megatron_optimizer(_optimizer_config(optim, precision, sharded), [self.ddp])
         _prepare(self.optimizer)
 
+    @property
+    def weights(self) -> list[Tensor]:
+        return [*self.module.parameters(), *self.module.buffers()]
+
+    @property
+    def optimizer_state(self) -> list[Tensor]:
+        """Moments and, under lower precision, the weights in float32; without what lies in the weights' own memory."""
+        of_weights = {weight.untyped_storage().data_ptr() for weight in self.weights}
+        parts = [part.optimizer for part in _parts(self.optimizer)]
+        tensors = [value for part in parts for state in part.state.values() for value in state.values()]
+        tensors += [param for part in parts for group in part.param_groups for param in group["params"]]
+        return [t for t in tensors if torch.is_tensor(t) and t.untyped_storage().data_ptr() not in of_weights]
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """The buffers that every main_grad is a view of; zeros between updates."""
+        return [buffer.grad_data for buffer in [*self.ddp.buffers, *self.ddp.expert_parallel_buffers]]
+
     def zero_grad(self) -> None:
         self.ddp.zero_grad_buffer()
         self.optimizer.zero_grad()
@@ -86,7 +104,7 @@ def _prepare(optimizer: Any) -> None:
     optimizer looks for it among the tensors, and gives all parameters one and the same counter, which AdamW would then
     advance once for each of them.
     """
-    for part in getattr(optimizer, "chained_optimizers", [optimizer]):
+    for part in _parts(optimizer):
         part.init_state_fn(part.optimizer, part.config)
         if isinstance(part, DistributedOptimizer):
             _index_as_stored(part)
@@ -96,6 +114,11 @@ def _prepare(optimizer: Any) -> None:
             state["step"] = torch.zeros(())
         if isinstance(part, DistributedOptimizer):
             part._set_main_param_and_optimizer_states = _restore_except_step(part)
+
+
+def _parts(optimizer: Any) -> list[Any]:
+    """One for each kind of parameter."""
+    return getattr(optimizer, "chained_optimizers", [optimizer])
 
 
 def _index_as_stored(part: DistributedOptimizer) -> None:

@@ -14,12 +14,13 @@ from typing import Any, Protocol
 import torch
 
 from megarl.config import Config
-from megarl.failpoints import PROCESS
+from megarl.phases import PROCESS
 from megarl.processes import describe_exit, python_command, python_path
 from megarl.rank import LAUNCHER_VARIABLES
 from megarl.rollout.connection import Stream
 from megarl.rollout.messages import Broken, LoadBucket
 from megarl.rollout.transfer import BACKEND, WORKER_EXTENSION
+from megarl.types import UserError
 
 PREFILL_TOKENS = 8192  # tokens of whole prompts that an engine on a CPU takes in at a time
 
@@ -136,7 +137,7 @@ def engine_environment(config: Config, index: int) -> dict[str, str]:
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     }
     if torch.cuda.is_available():
-        size, gpus = config.rollout.tensor_parallel_size, _gpus()
+        size, gpus = config.rollout.tensor_parallel_size, engine_gpus(config, ranks_here())
         environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpus[(index * size + i) % len(gpus)] for i in range(size))
         # FlashInfer's sampler gives no processed log-probs and takes no seeds: it would be loaded and never used.
         environment["VLLM_USE_FLASHINFER_SAMPLER"] = "0"
@@ -157,13 +158,31 @@ def start_waves(config: Config, nodes: int = 1) -> list[list[int]]:
     Engine i is one of node i % nodes, whose GPUs are as many as here.
     """
     count = config.rollout.engines
-    size = max(1, len(_gpus()) // config.rollout.tensor_parallel_size) * nodes if torch.cuda.is_available() else count
+    size = count
+    if torch.cuda.is_available():
+        size = max(1, len(engine_gpus(config, ranks_here())) // config.rollout.tensor_parallel_size) * nodes
     return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 
-def _gpus() -> list[str]:
+def ranks_here() -> int:
+    """Of this node, by what the launcher says."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
+def engine_gpus(config: Config, ranks: int) -> list[str]:
+    """Those of this node that engines may have beside so many ranks. Raises UserError where there are none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
+    if config.rollout.placement != "disaggregated":
+        return gpus
+    left = gpus[ranks:]
+    if len(left) < config.rollout.tensor_parallel_size:
+        raise UserError(
+            f"rollout.placement=disaggregated: {ranks} ranks leave {len(left)} of this node's {len(gpus)} GPUs to "
+            f"engines of rollout.tensor_parallel_size={config.rollout.tensor_parallel_size}; start fewer ranks, or use "
+            "colocated"
+        )
+    return left
 
 
 def engine_options(config: Config) -> dict[str, Any]:
@@ -188,6 +207,7 @@ def engine_options(config: Config) -> dict[str, Any]:
     }
     if on_gpu:
         options["gpu_memory_utilization"] = config.rollout.gpu_memory_utilization
+        options["enable_sleep_mode"] = config.engines_sleep
     else:
         # A prompt cut in two makes vLLM rewind the request's random generator, which CPU generators can't do.
         options["enable_chunked_prefill"] = False

@@ -24,8 +24,10 @@ from megarl.rollout.messages import (
     Request,
     Response,
     Sampling,
+    Sleep,
     Start,
     Submit,
+    Wake,
 )
 from megarl.rollout.transfer import WeightTransferError
 
@@ -71,6 +73,8 @@ class Fleet:
         self._stale_again: Future[None] = Future()  # done when an engine that was started again waits for weights
         self._lives: list[asyncio.Task[None]] = []
         self._broken: BaseException | None = None  # what nobody foresaw
+        self._awake = asyncio.Event()  # an engine is started only where it may have the GPU
+        self._awake.set()
 
     # Requests.
 
@@ -89,6 +93,8 @@ class Fleet:
         """
         if self.version is None:
             raise RolloutError("no complete weights: the engines serve nothing before a weight update succeeds")
+        if not self._awake.is_set():
+            raise RolloutError("the engines sleep: wake them first")
         loop, works = asyncio.get_running_loop(), []
         for place, request in enumerate(requests):
             work = Work(next(self._numbers), request, sampling, loop.create_future())
@@ -160,6 +166,20 @@ class Fleet:
             kind = WeightTransferError if "WeightTransferError" in error else RolloutError
             raise kind(member.of(error))
 
+    async def _sleep(self) -> None:
+        self._awake.clear()
+        await self._tell_all(self._receivers(), Sleep())
+
+    async def _wake(self, for_weights: bool) -> None:
+        await self._tell_all(self._receivers(), Wake(for_weights))
+        if not for_weights:
+            self._awake.set()
+
+    def _receivers(self, *states: State) -> Receivers:
+        """The engines in these states, or all that live."""
+        states = states or (State.STALE, State.HEALTHY, State.SUSPECT)
+        return {m: m.engine for m in self.members if m.state in states and m.engine}
+
     async def _serve(self, receivers: Receivers) -> None:
         """These have the current weights."""
         for member, engine in receivers.items():
@@ -225,6 +245,7 @@ class Fleet:
                     self._end(member, cause)
                     return
                 await asyncio.sleep(BACK_OFF_SECONDS * 2 ** (member.deaths - 1))
+                await self._awake.wait()
                 try:
                     await self._begin(member)
                 except EngineDied as died:

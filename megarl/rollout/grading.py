@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import Empty, SimpleQueue
 
+from megarl.phases import phase
 from megarl.rewards.pool import RewardPool, Verdict
 from megarl.rollout.messages import Response
 from megarl.rollout.reading import Reader
@@ -64,7 +65,8 @@ class Grading:
             (text, self._answers[place], response.finish_reason == "length")
             for text, (place, response) in zip(texts, batch, strict=True)
         ]
-        verdicts = self._grader.rewards.grade(asked)
+        with phase("grading", len(asked)) as grading:
+            verdicts = self._grader.rewards.grade(asked, grading.advance)
         self.graded.update(
             (place, (text, verdict)) for (place, _), text, verdict in zip(batch, texts, verdicts, strict=True)
         )

@@ -1,8 +1,8 @@
 """What travels between the trainer and an engine's process.
 
-To the engine go Start, AnnounceWeights, StartUpdate, LoadBucket and FinishUpdate, each answered by a Done before the
-next is sent, and at any time Submit and Abort, which have no answer of their own. From it come Done, Refused, Finished
-and Progress; when it can't go on, Broken, its last words.
+To the engine go Start, AnnounceWeights, StartUpdate, LoadBucket, FinishUpdate, Sleep and Wake, each answered by a Done
+before the next is sent, and at any time Submit and Abort, which have no answer of their own. From it come Done,
+Refused, Finished and Progress; when it can't go on, Broken, its last words.
 
 To the host of another node go Launch and Kill; from it comes Ended.
 """
@@ -79,6 +79,18 @@ class FinishUpdate:
     """Serve the new weights; what is being generated goes on with them, its tokens so far computed anew."""
 
     version: int
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """Give back the memory of the GPU, while nothing is being generated: the weights go to the host's."""
+
+
+@dataclass(frozen=True)
+class Wake:
+    """Take it again; for new weights, the part that they go to."""
+
+    for_weights: bool = False
 
 
 @dataclass(frozen=True)

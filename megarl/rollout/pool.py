@@ -14,7 +14,7 @@ from megarl.rollout.background import Background
 from megarl.rollout.fleet import Fleet, Receivers, RolloutError
 from megarl.rollout.hosts import Nodes
 from megarl.rollout.member import State
-from megarl.rollout.messages import FinishUpdate, LoadBucket, StartUpdate
+from megarl.rollout.messages import FinishUpdate, LoadBucket, StartUpdate, Wake
 from megarl.rollout.transfer import Bucket
 
 
@@ -43,9 +43,9 @@ class RolloutPool(Fleet):
         refused. Responses that are being generated go on with the new weights, as far as the config lets them."""
         self.wait_ready()
         self._stale_again = Future()
-        wanted = (State.STALE,) if only_stale else (State.STALE, State.HEALTHY, State.SUSPECT)
-        receivers = {m: m.engine for m in self.members if m.state in wanted and m.engine}
+        receivers = self._receivers(*[State.STALE] * only_stale)
         try:
+            self._tell(receivers, Wake(for_weights=True))
             self._tell(receivers, StartUpdate(self._patience))
             for name, tensor in tensors:
                 if not self._bucket.add(name, tensor):
@@ -59,6 +59,14 @@ class RolloutPool(Fleet):
             raise
         self.version = version
         self.background.run(self._serve(receivers))
+
+    def sleep(self) -> None:
+        """Give back the memory of the GPUs until `wake`; nothing may be generated meanwhile."""
+        self.background.run(self._sleep())
+
+    def wake(self) -> None:
+        """Take the GPUs again. New weights wake what they need by themselves."""
+        self.background.run(self._wake(for_weights=False))
 
     def start(self, coroutine: Any) -> Future[Any]:
         """Begin something that generates, in the background."""

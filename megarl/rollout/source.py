@@ -55,7 +55,7 @@ class RolloutSource:
         self._steps: dict[int, _Asked] = {}  # asked for and not learned from
         self._probe: _Asked | None = None
         self._busy = 0.0  # seconds that an engine had generated when the last step's samples were there
-        hosts = first_ranks(ranks)[: config.rollout.engines] if config.rollout.placement == "ranks" else []
+        hosts = first_ranks(ranks)[: config.rollout.engines] if config.rollout.placement != "ray" else []
         nodes = None
         if ranks.rank == 0:
             self.train_prompts, self.eval_prompts = _load_prompts(config, tokenizer, log)
@@ -69,9 +69,11 @@ class RolloutSource:
     def claim_memory(self) -> None:
         """On a GPU, return when the engines have measured it and taken their share: the learner's comes after."""
         if self.ranks.device.type == "cuda":
-            if self.sampler:
-                self.sampler.pool.wait_ready()
-            self.ranks.barrier()
+            with self.log.phase("start"):
+                if self.sampler:
+                    self.sampler.pool.wait_ready()
+                self._sleep()
+                self.ranks.barrier()
 
     def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Give the engines the learner's weights; what they sample carries `version` from now on."""
@@ -84,23 +86,24 @@ class RolloutSource:
         sampler.pool.update_weights(tensors, version, only_stale=again)
         if self.config.schedule.max_staleness and not again:
             self._probe = _Asked(sampler, lambda _: sample_probe(sampler, prompts))
+            self._ask_ahead(sampler, version)
 
     def next_rollout(self, step: int, weights: Weights) -> Rollout:
         """The scored samples of a training step; `weights` are for an engine that has to be started again meanwhile."""
         schedule = self.config.schedule
+        self._wake()
         if self.sampler:
-            last = min(step + schedule.max_staleness, self.config.run.steps - 1)
-            for asked in range(step, last + 1):
-                if asked not in self._steps:
-                    self._steps[asked] = self._ask(self.sampler, asked)
+            self._ask_ahead(self.sampler, step)
         with self.log.phase("rollout", total=schedule.prompts_per_step * schedule.samples_per_prompt) as advance:
             rollout: Rollout = self._result(self._steps.pop(step, None), weights, advance)
             if schedule.max_staleness:
                 rollout.probe = self._result(self._probe, weights)
+        self._sleep()
         check_staleness(rollout, step, schedule.max_staleness)
         if self.sampler:
             busy = statistics.mean(self.sampler.pool.busy_seconds())
             rollout.seconds["engines"], self._busy = busy - self._busy, busy
+            rollout.restarts = self.sampler.pool.restarts
         return rollout
 
     def evaluate(self, weights: Weights) -> list[SampleGroup]:
@@ -109,18 +112,41 @@ class RolloutSource:
         They go before those of training steps that were asked for already, which are generated beside them.
         """
         asked, total = None, 0
+        self._wake()
         if self.sampler:
             sampler, prompts = self.sampler, self.eval_prompts.prompts
             asked = _Asked(sampler, lambda arrive: sampler.evaluate(prompts, lambda _: arrive()))
             total = len(prompts) * self.config.eval.samples_per_prompt
         with self.log.phase("evaluate", total=total) as advance:
             groups: list[SampleGroup] = self._result(asked, weights, advance)
+        self._sleep()
         return groups
 
-    def _ask(self, sampler: Sampler, step: int) -> _Asked:
-        return _Asked(
-            sampler, lambda arrive: sample_step(self.config, self.train_prompts, step, sampler.sample, arrive)
-        )
+    def _wake(self) -> None:
+        """Before something is generated: once every rank has lent its GPU."""
+        if self.config.engines_sleep:
+            self.ranks.barrier()
+            if self.sampler:
+                self.sampler.pool.wake()
+
+    def _sleep(self) -> None:
+        """After it: before a rank takes its GPU again."""
+        if self.config.engines_sleep:
+            if self.sampler:
+                self.sampler.pool.sleep()
+            self.ranks.barrier()
+
+    def _ask_ahead(self, sampler: Sampler, version: int) -> None:
+        """For the steps that may be sampled by these weights and haven't been asked for."""
+
+        def ask(step: int) -> _Asked:
+            return _Asked(
+                sampler, lambda arrive: sample_step(self.config, self.train_prompts, step, sampler.sample, arrive)
+            )
+
+        for step in range(version, min(version + self.config.schedule.max_staleness + 1, self.config.run.steps)):
+            if step not in self._steps:
+                self._steps[step] = ask(step)
 
     def _result(self, asked: _Asked | None, weights: Weights, advance: Callable[[int], object] | None = None) -> Any:
         """What rank 0 has asked for, on every rank."""

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from megarl.failpoints import reach
 from megarl.memory import give_back
+from megarl.phases import phase
 from megarl.rollout.messages import (
     Abort,
     AnnounceWeights,
@@ -35,9 +35,11 @@ from megarl.rollout.messages import (
     Request,
     Response,
     Sampling,
+    Sleep,
     Start,
     StartUpdate,
     Submit,
+    Wake,
 )
 from megarl.rollout.transfer import SharedMemory, land, register
 
@@ -58,6 +60,7 @@ class Engine:
         self.version: int | None = None  # of the weights served; None: none, or an update is under way or failed
         self.update: StartUpdate | None = None  # that was asked for and has not finished
         self.busy = 0.0
+        self._asleep: set[str] = set()  # vLLM's names of what it has given back
         self._waiting: list[Waiting] = []
         # Of each response that is being generated: (first token, version) wherever the version changes.
         self._running: dict[int, list[tuple[int, int]]] = {}
@@ -92,6 +95,18 @@ class Engine:
                 changes[-1] = (tokens, version)
         self.version, self.update = version, None
 
+    def sleep(self) -> None:
+        if self._running or self._waiting:
+            raise RuntimeError("it can't sleep: responses are being generated")
+        if not self._asleep:
+            self.llm.sleep(level=1)
+            self._asleep = {"weights", "kv_cache"}
+
+    def wake(self, for_weights: bool) -> None:
+        if wanted := self._asleep & ({"weights"} if for_weights else self._asleep):
+            self.llm.wake_up(tags=sorted(wanted))
+            self._asleep -= wanted
+
     def submit(self, requests: list[tuple[int, Request]], sampling: Sampling) -> None:
         if not self._running and not self._waiting and self.version is not None:
             # An empty cache makes a batch's numbers independent of what was generated before it.
@@ -119,10 +134,10 @@ class Engine:
 
     def step(self) -> list[tuple[int, Response]]:
         """The numbers and responses that one step of generation finishes."""
-        started = time.monotonic()
-        outputs: list[Any] = [output for output in self.llm.llm_engine.step() if output.finished]
-        finished = [(int(output.request_id), self._response(output)) for output in outputs]
-        self.busy += time.monotonic() - started
+        with phase("generation") as generation:
+            outputs: list[Any] = [output for output in self.llm.llm_engine.step() if output.finished]
+            finished = [(int(output.request_id), self._response(output)) for output in outputs]
+        self.busy += generation.seconds
         return finished
 
     def tokens(self) -> int:
@@ -201,7 +216,6 @@ class Worker:
             self._send(refused)
         if not engine.can_step:
             return
-        reach("generation")
         if finished := engine.step():
             self._send(Finished(finished, engine.busy))
         elif time.monotonic() - self._said > PROGRESS_SECONDS:
@@ -231,6 +245,10 @@ class Worker:
                 self._carry_out(lambda: engine.load_bucket(bucket))
             case FinishUpdate(version):
                 self._carry_out(lambda: engine.finish_update(version))
+            case Sleep():
+                self._carry_out(engine.sleep)
+            case Wake(for_weights):
+                self._carry_out(lambda: engine.wake(for_weights))
 
     def _start(self, options: dict[str, Any]) -> None:
         self._engine = Engine(options)

@@ -307,6 +307,56 @@ def test_what_a_dead_engine_was_doing_is_done_again_with_the_same_random_numbers
     assert ("has been silent for" in said) == (fault == "stopped")
 
 
+def test_an_engine_that_is_slow_is_waited_for(pool, learner, configured):
+    pool.update_weights(learner.hf_weights(), 0)
+    requests = [Request(prompt, seed=i) for i, prompt in enumerate(long_prompts(4))]
+    whole = pool.run(pool.generate(requests, replace(SAMPLING, max_tokens=LONG)))
+    configured(rollout={"stall_seconds": 10.0})
+    restarts = pool.restarts
+
+    def slow_down(process):
+        for _ in range(60):  # most of 15 s
+            process.send_signal(signal.SIGCONT)
+            time.sleep(0.01)
+            process.send_signal(signal.SIGSTOP)
+            time.sleep(0.24)
+        process.send_signal(signal.SIGCONT)
+
+    _, slowly = interrupted(pool, slow_down, learner.hf_weights)
+    assert pool.restarts == restarts
+    for one, other in zip(whole, slowly, strict=True):
+        assert (one.token_ids == other.token_ids).all() and np.allclose(one.logprobs, other.logprobs, atol=1e-5)
+
+
+def test_an_engine_that_dies_asleep_is_started_again_when_the_others_wake(pool, learner):
+    pool.update_weights(learner.hf_weights(), 0)
+    _, before = responses(pool)
+    for _ in range(2):  # asleep, with the weights that it had
+        pool.sleep()
+        pool.sleep()
+        with pytest.raises(RolloutError, match="the engines sleep"):
+            responses(pool)
+        pool.wake()
+        _, after = responses(pool)
+        assert all((a.logprobs == b.logprobs).all() for a, b in zip(before, after, strict=True))
+    pool.sleep()
+    restarts = pool.restarts
+    process = pool.members[0].engine.process
+    process.kill()
+    process.wait()
+    pool.update_weights(learner.hf_weights(), 1)  # of which there is nobody to be told
+    assert pool.members[0].engine is None and pool.restarts == restarts
+    pool.wake()
+    requests = [Request(prompt, seed=i) for i, prompt in enumerate(long_prompts(6))]
+    again = pool.run(pool.generate(requests, SAMPLING), learner.hf_weights)
+    assert pool.restarts == restarts + 1
+    assert all((a.token_ids == b.token_ids).all() for a, b in zip(before, again, strict=True))
+    pool.sleep()
+    pool.update_weights(learner.hf_weights(), 2)
+    pool.wake()
+    assert all((answer.weight_versions == 2).all() for answer in responses(pool)[1])
+
+
 def test_when_no_engine_can_be_started_any_more_the_run_ends_with_the_causes(pool, learner, configured, monkeypatch):
     """Last: the engine does not come back."""
     monkeypatch.setattr("megarl.rollout.fleet.RESTARTS", 1)

@@ -81,7 +81,7 @@ def start_cluster(attempts=3):
 def test_a_run_that_loses_an_engine_in_a_ray_cluster_learns_what_one_on_this_node_does(cluster, qwen2, tmp_path):
     config = write_config(tmp_path, qwen2, STEPS, learner={"world_size": 1})
     runs, said = {}, {}
-    for placement in ("ranks", "ray"):
+    for placement in ("colocated", "ray"):
         run = tmp_path / placement
         command = [*TRAIN, str(config), f"run.dir={run}", f"rollout.placement={placement}"]
         environment = {**os.environ, "RAY_ADDRESS": cluster}
@@ -89,8 +89,8 @@ def test_a_run_that_loses_an_engine_in_a_ray_cluster_learns_what_one_on_this_nod
         assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
         runs[placement], said[placement] = (metrics_of(run), samples_of(run)), done.stdout
     assert "rollout engine 1: its process was killed by SIGKILL" in said["ray"]
-    assert "starting another" not in said["ranks"]
-    (metrics, samples), (expected_metrics, expected_samples) = runs["ray"], runs["ranks"]
+    assert "starting another" not in said["colocated"]
+    (metrics, samples), (expected_metrics, expected_samples) = runs["ray"], runs["colocated"]
     assert samples == expected_samples and len(samples) > 100
     assert len(metrics) == STEPS + 1 and metrics == [pytest.approx(row, rel=1e-3, abs=1e-5) for row in expected_metrics]
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from megarl.config import parse_config
+from megarl.config.sections import ScheduleConfig
 from megarl.rollout.engine import engine_environment, engine_options, start_waves
 from megarl.rollout.messages import Done, Request, Sampling
 from megarl.rollout.pool import RolloutPool
+from megarl.types import UserError
 
 
 @pytest.fixture
@@ -42,6 +44,27 @@ def test_engines_that_share_a_gpu_start_one_after_another(gpus, count, engines, 
         used = [(node, gpu) for node, gpus in visible for gpu in gpus.split(",")]
         assert len(set(used)) == len(used)
     assert len(waves) == -(-engines // (nodes * max(1, count // min(size, count))))
+
+
+def test_disaggregated_engines_keep_to_the_gpus_that_the_ranks_leave(gpus, monkeypatch):
+    gpus(8)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    config = config_of(engines=3, tensor_parallel_size=2, placement="disaggregated")
+    visible = [engine_environment(config, index)["CUDA_VISIBLE_DEVICES"] for index in range(3)]
+    assert visible == ["4,5", "6,7", "4,5"] and start_waves(config) == [[0, 1], [2]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "9,8,7,6,5")
+    with pytest.raises(UserError, match="4 ranks leave 1 of this node's 5 GPUs .* start fewer ranks"):
+        engine_environment(config, 0)
+
+
+def test_engines_can_sleep_where_they_take_turns_with_the_learner(gpus):
+    for staleness, placement, expected in ((0, "colocated", True), (1, "colocated", False), (0, "ray", False)):
+        gpus(1)
+        config = config_of(placement=placement)
+        config = config.model_copy(update={"schedule": ScheduleConfig(max_staleness=staleness)})
+        assert engine_options(config)["enable_sleep_mode"] is expected
+    gpus(0)
+    assert "enable_sleep_mode" not in engine_options(config_of())
 
 
 def test_engines_on_a_cpu_start_together(gpus):

@@ -1,0 +1,81 @@
+"""The arithmetic of what fits a GPU, against sums done by hand and against what a learner really holds."""
+
+import json
+
+import pytest
+
+from megarl.algorithms.recipes import RECIPES
+from megarl.config import parse_config
+from megarl.gpu_budget import Budget, budget, check_budget
+from megarl.models.family import architecture, read_hf_config
+from megarl.types import UserError
+
+GIB = 2**30
+
+
+def config_of(recipe="grpo", **sections):
+    names = {"model": {"path": "model", "precision": "bf16"}, "data": {"train": "arithmetic"}, "recipe": recipe}
+    return parse_config(names | sections)
+
+
+@pytest.fixture
+def qwen2_1_5b(tmp_path):
+    """The architecture of Qwen2.5-1.5B, by its published configuration."""
+    values = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "hidden_size": 1536,
+        "intermediate_size": 8960,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 12,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "max_position_embeddings": 32768,
+        "tie_word_embeddings": True,
+        "rms_norm_eps": 1e-6,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    return architecture(read_hf_config(tmp_path))
+
+
+def test_each_part_is_what_a_calculation_by_hand_gives(qwen2_1_5b):
+    billions = 1_543_714_304 / GIB  # parameters, of its model card 1.54B
+    one = budget(config_of("raft"), qwen2_1_5b, ranks=1, gpus=1, total=80)
+    assert (one.weights, one.gradients, one.moments) == pytest.approx([2 * billions, 4 * billions, 12 * billions])
+    assert (one.engine, one.engine_weights, one.engines) == pytest.approx((32, 2 * billions, 1))
+    layout = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
+    eight = budget(
+        config_of("ppo", learner=layout, rollout={"engines": 12, "tensor_parallel_size": 2}), qwen2_1_5b, 8, 8, 80
+    )
+    frozen = RECIPES["ppo"].needs_reference
+    assert eight.weights == pytest.approx(2 * billions / 4 * (2 + frozen))
+    assert eight.gradients == pytest.approx(4 * billions / 4 * 2)
+    assert eight.moments == pytest.approx(12 * billions / 4 * 2 / 2)
+    assert eight.engines == 3 and eight.engine_weights == pytest.approx(billions)
+
+
+OF = Budget(total=80, weights=8, gradients=16, moments=20, engine=32, engine_weights=8, engines=1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "changes", "refusal"),
+    [
+        ({}, {}, None),
+        ({}, {"moments": 30}, r"0.4 for 1 engine\(s\) takes 32.0 GiB of a GPU of 80.0 beside the learner's 54.0"),
+        ({}, {"moments": 30}, "lower it, or use learner.offload=all"),
+        ({"learner": {"offload": "optimizer"}}, {"moments": 30}, None),
+        ({"learner": {"offload": "optimizer"}}, {"engine": 62, "weights": 20}, "learner's 20.0"),
+        ({"learner": {"offload": "all"}}, {"engine": 62, "weights": 20}, None),
+        ({}, {"moments": 50}, r"moments \(50.0\) and the weights of 1 engine\(s\) \(8.0\) don't fit a GPU of 80.0 GiB"),
+        ({"learner": {"offload": "all"}}, {"moments": 50}, "don't fit a GPU"),
+        ({}, {"engine_weights": 40}, "gives an engine 32.0 GiB of a GPU, but its weights alone take 40.0"),
+        ({"schedule": {"max_staleness": 1}}, {"moments": 30}, "or use more ranks to spread"),
+    ],
+)
+def test_what_can_not_fit_is_refused_with_the_sum(settings, changes, refusal):
+    config, of = config_of("raft", **settings), Budget(**vars(OF) | changes)
+    if refusal is None:
+        check_budget(config, of)
+    else:
+        with pytest.raises(UserError, match=refusal):
+            check_budget(config, of)
