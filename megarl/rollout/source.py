@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import statistics
 from collections.abc import Callable, Coroutine, Iterable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -137,16 +139,18 @@ class RolloutSource:
             self.ranks.barrier()
 
     def _ask_ahead(self, sampler: Sampler, version: int) -> None:
-        """For the steps that may be sampled by these weights and haven't been asked for."""
+        """For the steps that may be sampled by these weights and haven't been asked for; their probe, for which the
+        learner waits, has the engines to itself."""
+        probe = self._probe
 
-        def ask(step: int) -> _Asked:
-            return _Asked(
-                sampler, lambda arrive: sample_step(self.config, self.train_prompts, step, sampler.sample, arrive)
-            )
+        async def sample(step: int, arrive: Callable[[], None]) -> Rollout:
+            if probe:
+                await asyncio.wrap_future(probe.future)
+            return await sample_step(self.config, self.train_prompts, step, sampler.sample, arrive)
 
         for step in range(version, min(version + self.config.schedule.max_staleness + 1, self.config.run.steps)):
             if step not in self._steps:
-                self._steps[step] = ask(step)
+                self._steps[step] = _Asked(sampler, partial(sample, step))
 
     def _result(self, asked: _Asked | None, weights: Weights, advance: Callable[[int], object] | None = None) -> Any:
         """What rank 0 has asked for, on every rank."""

@@ -70,8 +70,8 @@ class Megarl:
         self._signal(signal.SIGKILL)
 
     def _rows(self) -> list[Row]:
-        lines = self.metrics.read_text().splitlines() if self.metrics.exists() else []
-        return [json.loads(line) for line in lines]
+        text = self.metrics.read_text() if self.metrics.exists() else ""
+        return [json.loads(line) for line in text.rpartition("\n")[0].splitlines()]  # without one half written
 
     def _wait_for(self, rows: int) -> None:
         while len(self._rows()) < rows:
