@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import resource
+import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING
 
 import psutil
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from megarl.learner.mesh import Mesh
 
 GIB = 2**30
+MEASURE_SECONDS = 10.0
 CHILDREN = {"megarl.rollout.worker": "engines", "megarl.rewards.worker": "graders"}
 
 
@@ -46,7 +48,7 @@ def _malloc_trim() -> Callable[[int], int] | None:
 
 
 def memory_of_ranks(mesh: Mesh, lent_bytes: int = 0) -> Metrics:
-    """memory/*: GiB held at this moment by all ranks, by the largest, by engines and graders; the largest rank's peak
+    """memory/*: GiB held by all ranks, by the largest, by engines and graders; the largest rank's peak
     so far; and what all ranks lend the engines. Memory that several processes share counts once among them. Collective.
     """
     everyone = mesh.gather(_of_this_process() | {"lent": lent_bytes / GIB})
@@ -63,6 +65,12 @@ def memory_of_ranks(mesh: Mesh, lent_bytes: int = 0) -> Metrics:
 
 def _of_this_process() -> dict[str, float]:
     """GiB of this process, at its peak, and of the engines and graders that it started; any other child is its own."""
+    return _measured(int(time.monotonic() / MEASURE_SECONDS))
+
+
+@lru_cache(maxsize=1)
+def _measured(period: int) -> dict[str, float]:
+    """Once a period: a process stands still while the kernel counts its pages, 50 ms for each 2 GiB."""
     process = psutil.Process()
     held = {"rank": _held(process), "engines": 0.0, "graders": 0.0}
     for child in process.children():

@@ -159,6 +159,7 @@ class Engine:
             flat_logprobs=True,
             detokenize=False,
             output_kind=RequestOutputKind.FINAL_ONLY,
+            skip_clone=True,  # it is this request's alone; vLLM's deep copy takes longer than a token of a small model
         )
         self.llm.llm_engine.add_request(str(number), tokens_input(request.prompt_ids), params)
         assert self.version is not None
