@@ -36,7 +36,7 @@ class Budget:
 
 
 def budget(config: Config, arch: Architecture, ranks: int, gpus: int, total: float) -> Budget:
-    """Of a node's fullest GPU, where `ranks` ranks and the engines share its `gpus` GPUs of `total` GiB."""
+    """Of the fullest GPU, where all `ranks` ranks and the engines share `gpus` GPUs of `total` GiB."""
     learner, rollout, recipe = config.learner, config.rollout, config.recipe
     parameters = sum(math.prod(hf_shape(name, arch)) for name in hf_names(arch))
     of_rank = parameters / learner.model_parallel_size / GIB

@@ -100,13 +100,20 @@ def check_gpu_memory(config: Config, command: str) -> None:
     import torch
 
     from megarl.gpu_budget import GIB, budget, check_budget
+    from megarl.rollout.engine import ranks_here
 
     if command != "train" or config.rollout.placement != "colocated" or not torch.cuda.is_available():
         return
     gpus = torch.cuda.device_count()
-    ranks = int(os.environ.get("WORLD_SIZE") or rank_count(config.learner, gpus))
+    if "RANK" in os.environ:
+        ranks, here = int(os.environ["WORLD_SIZE"]), ranks_here()
+    else:
+        ranks = here = rank_count(config.learner, gpus)
+    if here is None:  # and how many nodes share the engines can't be told
+        return
     total = min(torch.cuda.get_device_properties(gpu).total_memory for gpu in range(gpus)) / GIB
-    check_budget(config, budget(config, architecture(read_hf_config(config.model.path)), ranks, gpus, total))
+    arch = architecture(read_hf_config(config.model.path))
+    check_budget(config, budget(config, arch, ranks, gpus * (ranks // here), total))
 
 
 def check_data(config: Config, command: str) -> list[list[Problem]]:

@@ -91,13 +91,22 @@ def srun_variables(environment: Mapping[str, str]) -> dict[str, str]:
     if not address:
         raise UserError("srun's tasks need MASTER_ADDR, the name of the node of task 0; SLURM_STEP_NODELIST is not set")
     job = environment.get("SLURM_JOB_ID", "")
+    counts = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE", "")
+    here = tasks_on(int(environment.get("SLURM_NODEID") or 0), counts)
     return {
         "RANK": environment["SLURM_PROCID"],
         "WORLD_SIZE": tasks,
         "LOCAL_RANK": environment.get("SLURM_LOCALID") or "0",
+        **({"LOCAL_WORLD_SIZE": here} if here else {}),
         "MASTER_ADDR": address,
         "MASTER_PORT": environment.get("MASTER_PORT") or str(20000 + (int(job) if job.isdecimal() else 0) % 20000),
     }
+
+
+def tasks_on(node: int, counts: str) -> str | None:
+    """One node's of Slurm's tasks a node: of 2(x3),1 nodes 0 to 2 have 2 and node 3 has 1."""
+    each = [count for count, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", counts) for _ in range(int(times or 1))]
+    return each[node] if node < len(each) else None
 
 
 def first_host(nodes: str) -> str:

@@ -1,13 +1,16 @@
 """The arithmetic of what fits a GPU, against sums done by hand and against what a learner really holds."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from megarl.algorithms.recipes import RECIPES
 from megarl.config import parse_config
 from megarl.gpu_budget import Budget, budget, check_budget
 from megarl.models.family import architecture, read_hf_config
+from megarl.preflight import check_gpu_memory
 from megarl.types import UserError
 
 GIB = 2**30
@@ -79,3 +82,31 @@ def test_what_can_not_fit_is_refused_with_the_sum(settings, changes, refusal):
     else:
         with pytest.raises(UserError, match=refusal):
             check_budget(config, of)
+
+
+@pytest.mark.parametrize(
+    ("environment", "engines", "mib", "fits"),
+    [
+        ({}, 1, 400, False),  # the processes alone take more
+        ({}, 1, 4000, True),
+        ({}, 3, 4000, False),  # at 0.4 of it each
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}, 3, 8000, True),  # two nodes: two on the fullest
+        ({"RANK": "0", "WORLD_SIZE": "1"}, 3, 8000, False),
+        ({"RANK": "0", "WORLD_SIZE": "2"}, 3, 8000, True),  # who knows on how many nodes
+    ],
+)
+def test_a_run_is_checked_against_the_gpus_that_it_finds(monkeypatch, qwen2, environment, engines, mib, fits):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda gpu: SimpleNamespace(total_memory=mib << 20))
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = config_of(model={"path": str(qwen2), "precision": "bf16"}, rollout={"engines": engines})
+    check_gpu_memory(config, "sft")
+    if fits:
+        check_gpu_memory(config, "train")
+    else:
+        with pytest.raises(UserError, match="GPU of"):
+            check_gpu_memory(config, "train")

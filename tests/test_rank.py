@@ -28,6 +28,10 @@ def test_a_task_of_srun_gets_what_torchrun_would_give_it_without_scontrol():
         "MASTER_ADDR": "gpu07",
         "MASTER_PORT": "30001",
     }
+    on_node_2 = {"SLURM_STEP_TASKS_PER_NODE": "2(x2),1", "SLURM_NODEID": "2"}
+    assert srun_variables(TASK | on_node_2)["LOCAL_WORLD_SIZE"] == "1"
+    assert srun_variables(TASK | on_node_2 | {"SLURM_NODEID": "1"})["LOCAL_WORLD_SIZE"] == "2"
+    assert srun_variables(TASK | {"SLURM_TASKS_PER_NODE": "4"})["LOCAL_WORLD_SIZE"] == "4"
     given = srun_variables(TASK | {"MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "4242"})
     assert (given["MASTER_ADDR"], given["MASTER_PORT"]) == ("10.0.0.1", "4242")
     assert srun_variables(TASK | {"SLURM_JOB_ID": "", "SLURM_LOCALID": ""})["MASTER_PORT"] == "20000"

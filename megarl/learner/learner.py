@@ -78,7 +78,7 @@ class Learner:
             self.reference = build_model(hf_config, transformer(), mesh).requires_grad_(False)
             self.reference.load_state_dict(self.policy.module.state_dict())
         self._forward_backward = get_forward_backward_func()
-        self._offload = Offload()
+        self._updating, self._weights = Offload(), Offload()  # what is lent: for updates, for anything
         self._stream = WeightStream(self.policy.module, self.arch, mesh)
 
     @property
@@ -89,22 +89,22 @@ class Learner:
     @contextmanager
     def at_rest(self) -> Iterator[None]:
         """Lend what learner.offload names while the block runs, in which the learner does no more than `hf_weights`."""
-        what, trainables = self.config.learner.offload, self.trainables.values()
-        keep, zero = [], []
+        what, trainables = self.config.learner.offload, list(self.trainables.values())
         if what != "none":
-            keep += [tensor for trainable in trainables for tensor in trainable.optimizer_state]
-            zero += [tensor for trainable in trainables for tensor in trainable.gradients]
+            self._updating = Offload(
+                [tensor for trainable in trainables for tensor in trainable.optimizer_state],
+                [tensor for trainable in trainables for tensor in trainable.gradients],
+            )
         if what == "all":
-            keep += [tensor for trainable in trainables for tensor in trainable.weights]
-            keep += self.reference.parameters() if self.reference else []
-        self._offload = Offload(keep, zero)
-        with self._offload.lent():
+            weights = [tensor for trainable in trainables for tensor in trainable.weights]
+            self._weights = Offload([*weights, *(self.reference.parameters() if self.reference else [])])
+        with self._updating.lent(), self._weights.lent():
             yield
 
     @property
     def lent_bytes(self) -> int:
         """Of this rank's GPU, at its last rest."""
-        return self._offload.size
+        return self._updating.size + self._weights.size
 
     def annotate(self, batch: Batch) -> Batch:
         """The batch with what the recipe needs to learn from it, before the step's first update.
@@ -205,7 +205,7 @@ class Learner:
 
     def hf_weights(self) -> Iterator[tuple[str, Tensor]]:
         """The policy as Hugging Face tensors on rank 0, nothing elsewhere; every rank must iterate."""
-        with self._offload.back():
+        with self._weights.back():
             yield from self._stream.tensors()
 
     def export(self, folder: Path) -> None:

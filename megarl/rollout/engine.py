@@ -164,17 +164,24 @@ def start_waves(config: Config, nodes: int = 1) -> list[list[int]]:
     return [list(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 
-def ranks_here() -> int:
-    """Of this node, by what the launcher says."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1)
+def ranks_here() -> int | None:
+    """Of this node, where the launcher says so."""
+    if here := os.environ.get("LOCAL_WORLD_SIZE"):
+        return int(here)
+    return 1 if os.environ.get("WORLD_SIZE", "1") == "1" else None
 
 
-def engine_gpus(config: Config, ranks: int) -> list[str]:
+def engine_gpus(config: Config, ranks: int | None) -> list[str]:
     """Those of this node that engines may have beside so many ranks. Raises UserError where there are none."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     gpus = visible.split(",") if visible else [str(i) for i in range(torch.cuda.device_count())]
     if config.rollout.placement != "disaggregated":
         return gpus
+    if ranks is None:
+        raise UserError(
+            "rollout.placement=disaggregated: nobody says how many ranks this node has; set LOCAL_WORLD_SIZE to it, or "
+            "use colocated"
+        )
     left = gpus[ranks:]
     if len(left) < config.rollout.tensor_parallel_size:
         raise UserError(

@@ -170,10 +170,9 @@ class Fleet:
         self._awake.clear()
         await self._tell_all(self._receivers(), Sleep())
 
-    async def _wake(self, for_weights: bool) -> None:
-        await self._tell_all(self._receivers(), Wake(for_weights))
-        if not for_weights:
-            self._awake.set()
+    async def _wake(self) -> None:
+        await self._tell_all(self._receivers(), Wake())
+        self._awake.set()
 
     def _receivers(self, *states: State) -> Receivers:
         """The engines in these states, or all that live."""

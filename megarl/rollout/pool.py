@@ -66,7 +66,7 @@ class RolloutPool(Fleet):
 
     def wake(self) -> None:
         """Take the GPUs again. New weights wake what they need by themselves."""
-        self.background.run(self._wake(for_weights=False))
+        self.background.run(self._wake())
 
     def start(self, coroutine: Any) -> Future[Any]:
         """Begin something that generates, in the background."""

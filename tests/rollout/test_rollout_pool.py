@@ -52,6 +52,11 @@ def test_disaggregated_engines_keep_to_the_gpus_that_the_ranks_leave(gpus, monke
     config = config_of(engines=3, tensor_parallel_size=2, placement="disaggregated")
     visible = [engine_environment(config, index)["CUDA_VISIBLE_DEVICES"] for index in range(3)]
     assert visible == ["4,5", "6,7", "4,5"] and start_waves(config) == [[0, 1], [2]]
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
+    with pytest.raises(UserError, match="set LOCAL_WORLD_SIZE"):
+        engine_environment(config, 0)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "9,8,7,6,5")
     with pytest.raises(UserError, match="4 ranks leave 1 of this node's 5 GPUs .* start fewer ranks"):
         engine_environment(config, 0)
