@@ -53,6 +53,7 @@ def test_sample_metrics_count_groups_verdicts_and_lengths_and_what_was_kept():
         "groups/all_wrong": 2 / 4,
         "groups/mixed": 1 / 4,
         "samples/generated": 8,
+        "engines/restarts": 0,
         "tokens/generated": 24,
         "samples/kept": 2,
         "samples/rejected": 0,

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from megarl.config import Config
+from megarl.phases import phase
 from megarl.rollout.background import Background
 from megarl.rollout.fleet import Fleet, Receivers, RolloutError
 from megarl.rollout.hosts import Nodes
@@ -36,7 +37,8 @@ class RolloutPool(Fleet):
 
     def wait_ready(self) -> None:
         """Block until every engine is up. Raises RolloutError where one doesn't start."""
-        self._started.result()
+        with phase("start"):
+            self._started.result()
 
     def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int, only_stale: bool = False) -> None:
         """Replace the weights of all engines, or of those that have none. Raises WeightTransferError where they are

@@ -71,11 +71,10 @@ class RolloutSource:
     def claim_memory(self) -> None:
         """On a GPU, return when the engines have measured it and taken their share: the learner's comes after."""
         if self.ranks.device.type == "cuda":
-            with self.log.phase("start"):
-                if self.sampler:
-                    self.sampler.pool.wait_ready()
-                self._sleep()
-                self.ranks.barrier()
+            if self.sampler:
+                self.sampler.pool.wait_ready()
+            self._sleep()
+            self.ranks.barrier()
 
     def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
         """Give the engines the learner's weights; what they sample carries `version` from now on."""
