@@ -9,11 +9,11 @@ import math
 from dataclasses import dataclass
 
 from megarl.config import Config
+from megarl.memory import GIB
 from megarl.models.family import Architecture
 from megarl.models.weights import hf_names, hf_shape
 from megarl.types import UserError
 
-GIB = 2**30
 PROCESS_GIB = 0.5  # that CUDA takes of a GPU for each process on it; a lower bound
 KEPT = {"none": 3, "optimizer": 1, "all": 0}  # learner.offload -> the parts that stay, of (weights, gradients, moments)
 

@@ -48,9 +48,8 @@ def _malloc_trim() -> Callable[[int], int] | None:
 
 
 def memory_of_ranks(mesh: Mesh, lent_bytes: int = 0) -> Metrics:
-    """memory/*: GiB held by all ranks, by the largest, by engines and graders; the largest rank's peak
-    so far; and what all ranks lend the engines. Memory that several processes share counts once among them. Collective.
-    """
+    """memory/*: GiB held by all ranks, by the largest, by engines and graders; the largest rank's peak so far; and what
+    all ranks lend the engines. Memory that several processes share counts once among them. Collective."""
     everyone = mesh.gather(_of_this_process() | {"lent": lent_bytes / GIB})
     total = {name: sum(one[name] for one in everyone) for name in everyone[0]}
     return {

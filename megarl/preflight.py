@@ -99,7 +99,8 @@ def check_gpu_memory(config: Config, command: str) -> None:
     """Of colocated engines beside the learner, where this machine has GPUs."""
     import torch
 
-    from megarl.gpu_budget import GIB, budget, check_budget
+    from megarl.gpu_budget import budget, check_budget
+    from megarl.memory import GIB
     from megarl.rollout.engine import ranks_here
 
     if command != "train" or config.rollout.placement != "colocated" or not torch.cuda.is_available():

@@ -9,11 +9,10 @@ import torch
 from megarl.algorithms.recipes import RECIPES
 from megarl.config import parse_config
 from megarl.gpu_budget import Budget, budget, check_budget
+from megarl.memory import GIB
 from megarl.models.family import architecture, read_hf_config
 from megarl.preflight import check_gpu_memory
 from megarl.types import UserError
-
-GIB = 2**30
 
 
 def config_of(recipe="grpo", **sections):

@@ -42,24 +42,24 @@ class Offload:
     @contextmanager
     def lent(self) -> Iterator[None]:
         """While the block runs."""
-        self.lend()
+        self._lend()
         try:
             yield
         finally:
-            self.take_back()
+            self._take_back()
 
     @contextmanager
     def back(self) -> Iterator[None]:
         """For the block, where it is lent; it goes again afterwards."""
         was_lent = bool(self._lent)
-        self.take_back()
+        self._take_back()
         try:
             yield
         finally:
             if was_lent:
-                self.lend()
+                self._lend()
 
-    def lend(self) -> None:
+    def _lend(self) -> None:
         assert not self._lent, "lent already"
         for storage, keeps in self._storages.values():
             size, on_gpu = storage.nbytes(), storage.device.type == "cuda"
@@ -76,7 +76,7 @@ class Offload:
         assert freed >= sum(lent.size for lent in self._lent if lent.storage.device.type == "cuda"), "memory not freed"
         torch.cuda.empty_cache()  # what torch keeps for later is of no use to another process
 
-    def take_back(self) -> None:
+    def _take_back(self) -> None:
         for lent in self._lent:
             lent.storage.resize_(lent.size)
             if lent.host is None:
