@@ -6,14 +6,15 @@ token j from the tokens before it. Entry 0 of a sequence therefore describes not
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from megarl.types import Prompt, SampleGroup
+from megarl.types import SampleGroup
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class Batch:
     mask: Tensor  # f32[T], 1 on response tokens
     advantages: Tensor  # f32[T]
     prompt_index: Tensor  # i64[S], which prompt of the step each sequence answers
+    prompt_lengths: Tensor  # i64[S], tokens of that prompt, which each sequence begins with
     rollout_logprobs: Tensor | None = None  # f32[T], by the rollout engine
     weight_versions: Tensor | None = None  # i32[T], of the weights that sampled; 0 on prompts
     old_logprobs: Tensor | None = None  # f32[T], by the policy that the ratio is taken against
@@ -57,22 +59,59 @@ class Batch:
     def prompt_of_token(self) -> Tensor:  # i64[T]
         return self.prompt_index[self.sequence_of_token]
 
+    @property
+    def response_tokens(self) -> Tensor:  # i64[S], how many tokens of each sequence are in the loss
+        return self.of_sequences((self.mask > 0).long())
+
+    def of_sequences(self, values: Tensor) -> Tensor:
+        """The sum over each sequence's tokens, [S]."""
+        return values.new_zeros(len(self)).index_add(0, self.sequence_of_token, values)
+
     def select(self, sequences: Tensor) -> Batch:
         """The batch of these sequences (i64[K]), in this order."""
         starts, lengths = self.cu_seqlens[:-1][sequences], self.lengths[sequences]
         cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), lengths.cumsum(0)])
         tokens = torch.arange(int(cu_seqlens[-1])) + torch.repeat_interleave(starts - cu_seqlens[:-1], lengths)
-        of_token = {
-            name: values[tokens]
-            for f in fields(self)
-            if (name := f.name) not in ("cu_seqlens", "prompt_index") and (values := getattr(self, name)) is not None
-        }
-        return Batch(cu_seqlens=cu_seqlens, prompt_index=self.prompt_index[sequences], **of_token)
+        return self._with(cu_seqlens, sequences, tokens)
+
+    def batch(self) -> Batch:
+        """Itself: nothing is to be made of it."""
+        return self
+
+    def between(self, first: int, last: int) -> Batch:
+        """The sequences first <= i < last; their tensors are views of this batch's."""
+        start, end = self.cu_seqlens[[first, last]].tolist()
+        return self._with(self.cu_seqlens[first : last + 1] - start, slice(first, last), slice(start, end))
+
+    def _with(self, cu_seqlens: Tensor, sequences: Tensor | slice, tokens: Tensor | slice) -> Batch:
+        given = {f.name: values for f in fields(self) if (values := getattr(self, f.name)) is not None}
+        del given["cu_seqlens"]
+        chosen = {name: values[sequences if name in OF_SEQUENCE else tokens] for name, values in given.items()}
+        return Batch(cu_seqlens=cu_seqlens, **chosen)
+
+
+OF_SEQUENCE = ("prompt_index", "prompt_lengths")
+
+
+class Sequences(Protocol):
+    """What a step is planned from, and parts of it are sent from: a Batch, or the samples that become one."""
+
+    @property
+    def lengths(self) -> Tensor: ...  # i64[S]
+
+    @property
+    def response_tokens(self) -> Tensor: ...  # i64[S]
+
+    prompt_lengths: Tensor  # i64[S]
+    prompt_index: Tensor  # i64[S]
+
+    def select(self, sequences: Tensor) -> Batch | Samples: ...
 
 
 @dataclass(frozen=True)
 class Update:
-    """What one optimizer update saw; per-token values are of the policy before it."""
+    """What one optimizer update saw. Per-token values are of the policy before it, on this rank's sequences, and 0 on
+    ranks that don't hold the model's last stage."""
 
     logprobs: Tensor  # f32[T]
     entropy: Tensor  # f32[T]
@@ -83,62 +122,84 @@ class Update:
     value_grad_norm: float | None = None
 
 
+class Kept:
+    """The kept samples of a step, in order of their groups: Sequences, of which any become a batch."""
+
+    def __init__(self, groups: list[SampleGroup], credit: Credit) -> None:
+        samples = [(i, group.prompt, sample) for i, group in enumerate(groups) for sample in group.samples]
+        self._kept = [samples[i] for i in credit.keep.nonzero().flatten().tolist()]
+        self._advantages = credit.advantages[credit.keep].float()
+        self.prompt_index = torch.tensor([i for i, _, _ in self._kept], dtype=torch.int64)
+        self.prompt_lengths = torch.tensor([len(prompt.token_ids) for _, prompt, _ in self._kept], dtype=torch.int64)
+        self.response_tokens = torch.tensor([len(s.response_ids) for _, _, s in self._kept], dtype=torch.int64)
+
+    @property
+    def lengths(self) -> Tensor:
+        return self.prompt_lengths + self.response_tokens
+
+    def select(self, sequences: Tensor) -> Samples:
+        """These samples (i64[K]), in this order."""
+        kept = [self._kept[i] for i in sequences.tolist()]
+        parts = [part for _, prompt, sample in kept for part in (prompt.token_ids, sample.response_ids)]
+        return Samples(
+            tokens=_joined(parts, np.int32),
+            lengths=np.array([len(part) for part in parts], dtype=np.int64),
+            prompt_index=self.prompt_index[sequences],
+            advantages=self._advantages[sequences],
+            rollout_logprobs=_joined([sample.rollout_logprobs for _, _, sample in kept], np.float32),
+            weight_versions=_joined([sample.weight_versions for _, _, sample in kept], np.int32),
+        )
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples on their way to another rank: what their batch is made of, a third of its size."""
+
+    tokens: np.ndarray  # i32[T], prompt and response of each, end to end
+    lengths: np.ndarray  # i64[2 S], of prompt and response of each
+    prompt_index: Tensor  # i64[S]
+    advantages: Tensor  # f32[S]
+    rollout_logprobs: np.ndarray  # f32[sum of responses]
+    weight_versions: np.ndarray  # i32[sum of responses]
+
+    def batch(self) -> Batch:
+        batch = _flat(self.tokens, self.lengths, self.advantages, self.prompt_index)
+        response = batch.mask > 0
+        batch.rollout_logprobs = torch.zeros(len(response)).masked_scatter_(
+            response, torch.from_numpy(self.rollout_logprobs)
+        )
+        batch.weight_versions = torch.zeros(len(response), dtype=torch.int32).masked_scatter_(
+            response, torch.from_numpy(self.weight_versions)
+        )
+        return batch
+
+
 def build_batch(groups: list[SampleGroup], credit: Credit) -> Batch:
-    """The kept samples of a step, in order of their groups."""
-    samples = [(i, group.prompt, sample) for i, group in enumerate(groups) for sample in group.samples]
-    kept = [samples[i] for i in credit.keep.nonzero().flatten().tolist()]
-    batch = _flat(
-        [(prompt.token_ids, sample.response_ids) for _, prompt, sample in kept],
-        advantages=credit.advantages[credit.keep].float(),
-        prompt_index=[i for i, _, _ in kept],
-    )
-    batch.rollout_logprobs = _on_responses([(p, s.rollout_logprobs) for _, p, s in kept], np.float32)
-    batch.weight_versions = _on_responses([(p, s.weight_versions) for _, p, s in kept], np.int32)
-    return batch
+    """All kept samples of a step, in order of their groups."""
+    kept = Kept(groups, credit)
+    return kept.select(torch.arange(len(kept.lengths))).batch()
 
 
 def build_demonstration_batch(pairs: Sequence[tuple[np.ndarray, np.ndarray]]) -> Batch:
     """Demonstrations (prompt ids, response ids), each with advantage 1."""
-    return _flat(pairs, advantages=torch.ones(len(pairs)), prompt_index=range(len(pairs)))
-
-
-def minibatches(
-    batch: Batch, prompts_per_step: int, minibatch_prompts: int | None, epochs: int, pairs: bool = False
-) -> Iterator[Batch]:
-    """The batch of each optimizer update: whole prompts, in order, `epochs` times over.
-
-    The step's prompts are cut, filtered ones included; with `pairs`, those that have one. A mini-batch whose samples
-    were all filtered away is not yielded.
-    """
-    size = minibatch_prompts or prompts_per_step
-    index = torch.unique(batch.prompt_index, return_inverse=True)[1] if pairs else batch.prompt_index
-    for _ in range(epochs):
-        for start in range(0, prompts_per_step, size):
-            inside = (index >= start) & (index < start + size)
-            if inside.all() and len(batch):
-                yield batch
-            elif inside.any():
-                yield batch.select(inside.nonzero().flatten())
-
-
-def _on_responses(values: list[tuple[Prompt, np.ndarray]], dtype: type) -> Tensor:
-    """Values of the tokens of each response, end to end, with 0 on the prompts before them."""
-    parts = [np.pad(of_response, (len(prompt.token_ids), 0)) for prompt, of_response in values]
-    return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts]))
-
-
-def _flat(pairs: Sequence[tuple[np.ndarray, np.ndarray]], advantages: Tensor, prompt_index: Sequence[int]) -> Batch:
-    """Prompt and response of each sequence, end to end; advantages f32[S]."""
     parts = [part for pair in pairs for part in pair]
-    lengths = torch.tensor([len(part) for part in parts], dtype=torch.int64)
-    is_response = torch.tensor([0.0, 1.0]).repeat(len(pairs))
-    ends = lengths.cumsum(0)[1::2]
-    tokens = np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
-    cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), ends])
+    lengths = np.array([len(part) for part in parts], dtype=np.int64)
+    return _flat(_joined(parts, np.int32), lengths, torch.ones(len(pairs)), torch.arange(len(pairs)))
+
+
+def _joined(parts: list[np.ndarray], dtype: type) -> np.ndarray:
+    return np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype)
+
+
+def _flat(tokens: np.ndarray, lengths: np.ndarray, advantages: Tensor, prompt_index: Tensor) -> Batch:
+    """tokens i32[T], lengths i64[2 S] of prompt and response of each sequence, end to end; advantages f32[S]."""
+    sizes = torch.from_numpy(lengths)
+    cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)[1::2]])
     return Batch(
-        tokens=torch.from_numpy(tokens),
+        tokens=torch.from_numpy(tokens).long(),
         cu_seqlens=cu_seqlens,
-        mask=torch.repeat_interleave(is_response, lengths),
+        mask=torch.repeat_interleave(torch.tensor([0.0, 1.0]).repeat(len(prompt_index)), sizes),
         advantages=torch.repeat_interleave(advantages, cu_seqlens.diff()),
-        prompt_index=torch.tensor(list(prompt_index), dtype=torch.int64),
+        prompt_index=prompt_index,
+        prompt_lengths=sizes[::2],
     )

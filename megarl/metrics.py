@@ -6,18 +6,19 @@ from collections import Counter
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from megarl.algorithms.loss import clipped_tokens, kl_estimate
 from megarl.algorithms.mismatch import sequence_mean
 from megarl.algorithms.recipe import Recipe
 from megarl.batch import Batch, Credit, Update
+from megarl.data.plan import Plan, Share
 from megarl.estimates import pass_at_k
 from megarl.rewards.alarm import is_alarming
+from megarl.sums import Ranks, Sums
 from megarl.types import Metrics, RewardStatus, Rollout, SampleGroup
 
 
-def sample_metrics(rollout: Rollout, credit: Credit, batch: Batch, step: int) -> Metrics:
+def sample_metrics(rollout: Rollout, credit: Credit, plan: Plan, step: int) -> Metrics:
     """Rewards, groups, lengths and staleness of all that was sampled, with backfill, and how much the recipe kept."""
     groups = [*rollout.groups, *rollout.replaced]
     samples = [sample for group in groups for sample in group.drawn]
@@ -33,9 +34,10 @@ def sample_metrics(rollout: Rollout, credit: Credit, batch: Batch, step: int) ->
         "groups/mixed": float(np.mean((right > 0) & (right < 1))),
         "samples/generated": len(samples) + len(greedy),
         "tokens/generated": sum(len(sample.response_ids) for sample in (*samples, *greedy)),
-        "samples/kept": len(batch),
-        "samples/rejected": int(credit.keep.sum()) - len(batch),  # for the mismatch of their log-probs
-        "tokens/kept": float(batch.mask.sum()),
+        "samples/kept": int((plan.responses > 0).sum()),
+        "samples/rejected": int((plan.responses == 0).sum()),  # for the mismatch of their log-probs
+        "tokens/kept": int(plan.responses.sum()),
+        "tokens/pass": plan.tokens,  # through the model, prompts included, when each kept sample is seen once
         "response/length": float(np.mean([len(sample.response_ids) for sample in samples])),
         "response/truncated": float(np.mean([sample.truncated for sample in samples])),
         **{f"reward/{status}": statuses[status] / len(samples) for status in RewardStatus},
@@ -47,68 +49,63 @@ def sample_metrics(rollout: Rollout, credit: Credit, batch: Batch, step: int) ->
     }
 
 
-def update_metrics(recipe: Recipe, updates: list[tuple[Batch, Update]]) -> Metrics:
-    """Entropy, KL, ratios and gradient norm over the updates of a step; policy values precede each update.
+def update_metrics(recipe: Recipe, updates: list[tuple[Share, Update]], ranks: Ranks | None = None) -> Metrics:
+    """Entropy, KL, ratios and gradient norm over the updates of a step; policy values precede each update. Collective.
 
     A step whose samples were all filtered away makes none: it is counted as skipped, and nothing moves.
     """
     if not updates:
         return {"updates/count": 0, "updates/skipped": 1}
-    mask = torch.cat([batch.mask for batch, _ in updates]) > 0
-
-    def of_tokens(values: list[Tensor]) -> Tensor:
-        return torch.cat(values)[mask].double()
-
-    logprobs = of_tokens([update.logprobs for _, update in updates])
+    sums = Sums(ranks)
+    for share, update in updates:
+        _add_update(sums, recipe, share.batch, update)
+    sums.reduce()
     metrics: Metrics = {
         "updates/count": len(updates),
         "updates/skipped": 0,
-        "policy/entropy": float(of_tokens([update.entropy for _, update in updates]).mean()),
+        "policy/entropy": sums.mean("entropy"),
         "optim/loss": float(np.mean([update.loss for _, update in updates])),
         "optim/grad_norm": float(np.mean([update.grad_norm for _, update in updates])),
         "optim/lr": updates[-1][1].lr,
     }
-    if recipe.off_policy_fields:
-        ratio = of_tokens([_ratio(recipe, batch, update) for batch, update in updates])
-        metrics["ratio/mean"] = float(ratio.mean())
-        metrics["ratio/max"] = float(ratio.max())
-        if recipe.clip not in ("none", "sapo"):  # sapo's gate has no edge
-            clipped = [_clipped(recipe, batch, update) for batch, update in updates]
-            for i, name in enumerate(("ratio/clipped_low", "ratio/clipped_high")):
-                metrics[name] = float(of_tokens([pair[i] for pair in clipped]).mean())
-    if all(batch.ref_logprobs is not None for batch, _ in updates):
-        ref = of_tokens([batch.ref_logprobs for batch, _ in updates if batch.ref_logprobs is not None])
-        for estimator in ("k1", "k3"):
-            metrics[f"policy/kl_{estimator}"] = float(kl_estimate(estimator, logprobs, ref).mean())
+    if "ratio" in sums:
+        metrics["ratio/mean"], metrics["ratio/max"] = sums.mean("ratio"), sums.max("ratio")
     if recipe.needs_critic:
         for name in ("value_loss", "value_grad_norm"):
             metrics[f"critic/{name}"] = float(np.mean([getattr(update, name) for _, update in updates]))
-        values, returns = (of_tokens([getattr(batch, name) for batch, _ in updates]) for name in ("values", "returns"))
-        spread = returns.var(correction=0)  # where all returns agree there is nothing to explain
-        explained = 1 - (returns - values).var(correction=0) / spread if spread > 0 else 0.0
-        metrics["critic/explained_variance"] = float(explained)
-    if recipe.mismatch != "none":
-        corrections = of_tokens([batch.correction for batch, _ in updates if batch.correction is not None])
-        metrics["mismatch/correction"] = float(corrections.mean())
+        spread = sums.variance("returns")  # where all returns agree there is nothing to explain
+        explained = 1 - sums.variance("residuals") / spread if spread > 0 else 0.0
+        metrics["critic/explained_variance"] = explained
+    for name in ("ratio/clipped_low", "ratio/clipped_high", "policy/kl_k1", "policy/kl_k3", "mismatch/correction"):
+        if name in sums:
+            metrics[name] = sums.mean(name)
     return metrics
 
 
-def _old_logprobs(batch: Batch, update: Update) -> Tensor:
-    return update.logprobs if batch.old_logprobs is None else batch.old_logprobs
-
-
-def _ratio(recipe: Recipe, batch: Batch, update: Update) -> Tensor:
-    """f32[T]: of each token, or of its sequence where that is the recipe's ratio; 1 off the response."""
-    log_ratio = torch.where(batch.mask > 0, update.logprobs - _old_logprobs(batch, update), 0.0)
-    if recipe.ratio == "sequence":
-        log_ratio = sequence_mean(log_ratio, batch.mask, batch.sequence_of_token)
-    return log_ratio.exp()
-
-
-def _clipped(recipe: Recipe, batch: Batch, update: Update) -> tuple[Tensor, Tensor]:
-    """bool[T] each: the tokens whose ratio is held from below and from above."""
-    old = _old_logprobs(batch, update)
-    return clipped_tokens(recipe, update.logprobs, old, batch.advantages, batch.mask, batch.sequence_of_token)
+def _add_update(sums: Sums, recipe: Recipe, batch: Batch, update: Update) -> None:
+    response = (batch.mask > 0).nonzero().flatten()
+    old = update.logprobs if batch.old_logprobs is None else batch.old_logprobs
+    sums.add("entropy", update.entropy[response])
+    if recipe.off_policy_fields:
+        log_ratio = torch.where(batch.mask > 0, update.logprobs - old, 0.0)
+        if recipe.ratio == "sequence":
+            log_ratio = sequence_mean(log_ratio, batch.mask, batch.sequence_of_token)
+        sums.add("ratio", log_ratio[response].exp())
+        if recipe.clip not in ("none", "sapo"):  # sapo's gate has no edge
+            given = (update.logprobs, old, batch.advantages, batch.mask, batch.sequence_of_token)
+            for name, clipped in zip(("low", "high"), clipped_tokens(recipe, *given), strict=True):
+                sums.add(f"ratio/clipped_{name}", clipped[response])
+    if batch.ref_logprobs is not None:
+        for estimator in ("k1", "k3"):
+            kl = kl_estimate(estimator, update.logprobs[response].double(), batch.ref_logprobs[response].double())
+            sums.add(f"policy/kl_{estimator}", kl)
+    if recipe.needs_critic:
+        assert batch.returns is not None and batch.values is not None
+        returns, values = batch.returns[response].double(), batch.values[response].double()
+        sums.add("returns", returns)
+        sums.add("residuals", returns - values)
+    if recipe.mismatch != "none" and batch.correction is not None:
+        sums.add("mismatch/correction", batch.correction[response])
 
 
 def evaluation_metrics(groups: list[SampleGroup]) -> Metrics:

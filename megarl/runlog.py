@@ -26,7 +26,7 @@ from megarl.files import write_whole
 from megarl.memory import give_back, gpu_used
 from megarl.phases import Watch, phase
 from megarl.resume import set_aside
-from megarl.types import Metrics, SampleGroup
+from megarl.types import Metrics, Rollout, SampleGroup
 from megarl.versions import package_versions
 
 SHOWN = {
@@ -125,7 +125,7 @@ class RunLog:
         elapsed, self._taken = now - self._taken, now
         return {**times, "time/step": elapsed}
 
-    def step(self, step: int, metrics: Metrics, groups: list[SampleGroup] | None = None) -> None:
+    def step(self, step: int, metrics: Metrics, rollout: Rollout | None = None) -> None:
         """Record the metrics and samples of step number `step` (from 1; 0: the evaluation before)."""
         if not self._leads:
             return
@@ -135,8 +135,8 @@ class RunLog:
             self._board.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(metrics, step=step)
-        if groups is not None:
-            self.samples(f"step_{step:06d}", groups)
+        if rollout:
+            self.samples(f"step_{step:06d}", [*rollout.groups, *rollout.replaced])
         line = "  ".join(text.format(metrics[name]) for name, text in SHOWN.items() if name in metrics)
         if self._progress and self._step_task is not None:
             self._progress.update(self._step_task, completed=step, note=line)

@@ -37,8 +37,8 @@ def sft(config: Config) -> None:
             chosen = demonstrations.at_step(step, config.schedule.prompts_per_step, config.run.seed)
             batch = build_demonstration_batch([(prompt.token_ids, responses[prompt.id]) for prompt in chosen])
             with log.phase("update"):
-                update = learner.update(batch, step)
-            metrics = update_metrics(SFT, [(batch, update)]) | memory_of_ranks(mesh)
+                updates = [(share, learner.update(share, step)) for share in learner.updates(learner.deal(batch))]
+            metrics = update_metrics(SFT, updates, mesh) | memory_of_ranks(mesh)
             log.step(step + 1, metrics | log.take_times())
         learner.export(Path(config.run.dir) / "hf")
         log.say(f"trained model: {config.run.dir}/hf")

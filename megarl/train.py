@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megarl.algorithms.credit import credit_groups
-from megarl.batch import build_batch, minibatches
+from megarl.batch import Kept
 from megarl.config import Config
 from megarl.data.tokenizer import load_tokenizer
 from megarl.learner.agreement import probe_agreement, probe_policy, step_agreement
@@ -34,7 +34,7 @@ def train(config: Config, resume: bool = False) -> None:
     store = CheckpointStore(Path(config.run.dir) / "checkpoints", mesh, config.run.keep_checkpoints)
     checkpoint = store.latest() if resume else None
     start = step_of(checkpoint) if checkpoint else 0
-    recipe, schedule = config.recipe, config.schedule
+    recipe = config.recipe
     if checkpoint and start == config.run.steps:
         _export_again(config, hf_config, mesh, store, checkpoint)
         return
@@ -60,8 +60,8 @@ def train(config: Config, resume: bool = False) -> None:
         def evaluate(done: int) -> Metrics:
             with learner.at_rest():
                 groups = source.evaluate(learner.hf_weights)
-            log.samples(f"eval_{done:06d}", groups)
-            return evaluation_metrics(groups) | probe_policy(config, learner, groups)
+            log.samples(f"eval_{done:06d}", groups or [])
+            return (evaluation_metrics(groups) if groups else {}) | probe_policy(config, learner, groups)
 
         evaluations: dict[str, Metrics] = {"before": {}, "after": {}}
         if resume and not checkpoint:
@@ -79,23 +79,23 @@ def train(config: Config, resume: bool = False) -> None:
         for step in range(start, config.run.steps):
             with learner.at_rest():
                 rollout = source.next_rollout(step, learner.hf_weights)
-            credit = credit_groups(recipe, rollout.groups, config.rollout.max_response_tokens)
-            sampled = build_batch(rollout.groups, credit)
+            kept = None
+            if rollout:
+                credit = credit_groups(recipe, rollout.groups, config.rollout.max_response_tokens)
+                kept = Kept(rollout.groups, credit)
+            with log.phase("scatter"):
+                sampled = learner.deal(kept)
             with log.phase("annotate"):
-                agreement = probe_agreement(config, learner, rollout.probe)
-                batch = learner.annotate(sampled)
-            updates = []
+                metrics = probe_agreement(config, learner, rollout)
+                learned = learner.annotate(sampled)
+            if step == start:
+                log.say(f"learner.share_prompts={config.learner.share_prompts}: {sampled.plan.saving}")
             with log.phase("update"):
-                for minibatch in minibatches(
-                    batch,
-                    schedule.prompts_per_step,
-                    schedule.minibatch_prompts,
-                    schedule.epochs,
-                    pairs=recipe.objective == "dpo",
-                ):
-                    updates.append((minibatch, learner.update(minibatch, step)))
-            metrics = sample_metrics(rollout, credit, batch, step) | update_metrics(recipe, updates)
-            metrics |= agreement | step_agreement(config, step, sampled, updates)
+                updates = [(share, learner.update(share, step)) for share in learner.updates(learned)]
+            metrics |= update_metrics(recipe, updates, mesh)
+            metrics |= step_agreement(config, mesh, step, sampled, learned, updates)
+            if rollout:
+                metrics |= sample_metrics(rollout, credit, learned.plan, step)
             done = step + 1
             sync_weights(done)
 
@@ -109,7 +109,7 @@ def train(config: Config, resume: bool = False) -> None:
                     state = {"evaluations": evaluations}
                     store.write(done, learner.trainables, config.model.path, state)
             metrics |= memory_of_ranks(mesh, learner.lent_bytes)
-            log.step(done, metrics | log.take_times(), [*rollout.groups, *rollout.replaced])
+            log.step(done, metrics | log.take_times(), rollout)
             if save:
                 store.commit(done)  # after the step's record: a resumed run begins behind both
             if stop:
@@ -121,8 +121,9 @@ def train(config: Config, resume: bool = False) -> None:
             if config.run.export:
                 with log.phase("export"):
                     learner.export(log.folder / "hf")
-            samples = log.total("samples/generated")
-            log.show(summary(config, evaluations["before"], evaluations["after"], samples, time.time() - started))
+            if mesh.rank == 0:
+                samples = log.total("samples/generated")
+                log.show(summary(config, evaluations["before"], evaluations["after"], samples, time.time() - started))
     mesh.close()
 
 

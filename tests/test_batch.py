@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from megarl.batch import Batch, Credit, build_batch, build_demonstration_batch, minibatches
+from megarl.batch import OF_SEQUENCE, Batch, Credit, Kept, build_batch, build_demonstration_batch
 from megarl.types import Prompt, Sample, SampleGroup
 
 ANNOTATIONS = ("old_logprobs", "ref_logprobs", "values", "returns", "correction")
@@ -43,6 +43,8 @@ def test_a_batch_holds_prompt_and_response_of_the_kept_samples_in_order():
     assert of_sequences(batch, batch.tokens) == [[10, 11, 12, 1, 2], [10, 11, 12, 7], [20, 8, 9], [30, 31, 11, 12, 13]]
     assert batch.tokens.dtype == torch.int64
     assert batch.prompt_index.tolist() == [0, 0, 1, 2]
+    assert batch.prompt_lengths.tolist() == [3, 3, 1, 2]
+    assert batch.response_tokens.tolist() == [2, 1, 2, 3]
     assert of_sequences(batch, batch.advantages) == [[0.5] * 5, [2.5] * 4, [3.5] * 3, [5.5] * 5]
     assert batch.advantages.dtype == torch.float32
     assert batch.sequence_of_token.tolist() == [0] * 5 + [1] * 4 + [2] * 3 + [3] * 5
@@ -68,8 +70,6 @@ def test_a_step_that_keeps_nothing_gives_an_empty_batch():
     assert len(batch) == len(batch.tokens) == len(batch.mask) == len(batch.advantages) == 0
     assert len(batch.rollout_logprobs) == len(batch.sequence_of_token) == len(batch.prompt_of_token) == 0
     assert batch.cu_seqlens.tolist() == [0]
-    assert list(minibatches(batch, prompts_per_step=3, minibatch_prompts=1, epochs=2)) == []
-    assert list(minibatches(batch, prompts_per_step=3, minibatch_prompts=None, epochs=2)) == []
 
 
 def test_demonstrations_all_have_advantage_one():
@@ -111,7 +111,7 @@ def test_selected_sequences_keep_all_that_belongs_to_them(chosen, names):
 
 
 def test_every_field_of_a_batch_is_selected():
-    assert {f.name for f in fields(Batch)} == {*PER_TOKEN, *ANNOTATIONS, "cu_seqlens", "prompt_index"}
+    assert {f.name for f in fields(Batch)} == {*PER_TOKEN, *ANNOTATIONS, *OF_SEQUENCE, "cu_seqlens"}
 
 
 def test_selecting_leaves_the_batch_as_it_was():
@@ -120,18 +120,27 @@ def test_selecting_leaves_the_batch_as_it_was():
     assert all(torch.equal(getattr(batch, f.name), getattr(before, f.name)) for f in fields(Batch))
 
 
-def contents(batch):
-    parts = (of_sequences(batch, getattr(batch, name)) for name in ("tokens", "advantages"))
-    return list(zip(batch.prompt_index.tolist(), *parts, strict=True))
+@pytest.mark.parametrize(("first", "last"), [(0, 6), (1, 4), (5, 6), (3, 3)])
+def test_neighbours_are_a_view_of_the_batch(first, last):
+    batch = annotated(*ANNOTATIONS)
+    part, picked = batch.between(first, last), batch.select(torch.arange(first, last))
+    assert all(torch.equal(getattr(part, f.name), getattr(picked, f.name)) for f in fields(Batch))
+    part.mask.fill_(7.0)
+    inside = (batch.sequence_of_token >= first) & (batch.sequence_of_token < last)
+    assert torch.equal(batch.mask == 7.0, inside)
 
 
-@pytest.mark.parametrize(
-    ("size", "prompts"), [(None, [[0, 1, 2]]), (3, [[0, 1, 2]]), (2, [[0, 1], [2]]), (1, [[0], [1], [2]])]
-)
-def test_a_minibatch_counts_prompts_and_takes_all_of_their_samples(size, prompts):
-    batch = annotated()
-    made = [contents(part) for part in minibatches(batch, 3, size, epochs=1)]
-    assert made == [[row for row in contents(batch) if row[0] in inside] for inside in prompts]
+def test_kept_samples_are_told_by_their_lengths_and_become_a_batch_in_any_order():
+    kept = Kept(GROUPS, credit_of([True, False, True, True, False, True]))
+    batch = build_batch(GROUPS, credit_of([True, False, True, True, False, True]))
+    for name in ("lengths", "prompt_lengths", "prompt_index", "response_tokens"):
+        assert torch.equal(getattr(kept, name), getattr(batch, name))
+    order = torch.tensor([3, 0])
+    part, picked = kept.select(order).batch(), batch.select(order)
+    assert all(
+        getattr(part, f.name) is None or torch.equal(getattr(part, f.name), getattr(picked, f.name))
+        for f in fields(Batch)
+    )
 
 
 def test_unused_and_greedy_samples_are_not_in_the_batch():
@@ -139,15 +148,3 @@ def test_unused_and_greedy_samples_are_not_in_the_batch():
     group = SampleGroup(samples.prompt, samples.samples[:1], unused=samples.samples[1:2], greedy=samples.samples[2])
     batch = build_batch([group, GROUPS[2]], credit_of([True, True]))
     assert of_sequences(batch, batch.tokens) == [[20, 8, 9], [30, 31, 11, 12, 13]]
-
-
-def test_every_epoch_sees_the_whole_step_again():
-    once = [contents(part) for part in minibatches(annotated(), 3, 2, epochs=1)]
-    assert [contents(part) for part in minibatches(annotated(), 3, 2, epochs=3)] == once * 3
-
-
-def test_a_minibatch_whose_samples_were_all_filtered_away_is_left_out():
-    batch = build_batch(GROUPS, credit_of([True, True, True, False, False, True]))
-    assert [set(part.prompt_index.tolist()) for part in minibatches(batch, 3, 1, epochs=2)] == [{0}, {2}] * 2
-    only_last = build_batch(GROUPS, credit_of([False] * 5 + [True]))
-    assert [len(part) for part in minibatches(only_last, 3, 2, epochs=1)] == [1]

@@ -13,12 +13,12 @@ import megarl
 ROOT = Path(megarl.__file__).parent
 LAYERS = [  # of parts, the lowest first; parts of one layer don't know each other
     {"types"},
-    {"batch", "estimates", "faults", "files", "memory", "phases", "rank", "versions"},
+    {"batch", "estimates", "faults", "files", "memory", "phases", "rank", "sums", "versions"},
     {"ops", "processes"},
     {"algorithms", "models"},
     {"config", "rewards"},
-    {"data", "gpu_budget", "launcher", "metrics"},
-    {"inputs", "learner"},
+    {"data", "gpu_budget", "launcher"},
+    {"inputs", "learner", "metrics"},
     {"resume"},
     {"evaluation_folder", "runlog"},
     {"rollout"},
@@ -31,7 +31,7 @@ KNOWN = {  # to the parts that train.py puts together, of each other
     "algorithms": [],
     "rewards": [],
     "data": ["rewards.extraction"],
-    "learner": ["algorithms", "data.packing"],
+    "learner": ["algorithms", "data.packing", "data.plan"],
     "rollout": ["algorithms.credit", "algorithms.recipe", "data.prompts", "data.templates", "rewards"],
 }
 ONLY_IN = {  # package -> the files, or folders, that may import it

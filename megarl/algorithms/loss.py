@@ -23,10 +23,10 @@ class Tokens:
     logprobs: Tensor  # of the policy, differentiable
     entropy: Tensor  # of the policy, differentiable
     advantages: Tensor
-    weights: Tensor  # of `token_weights`: what the token counts in the mini-batch's loss
+    weights: Tensor  # of `sequence_weights`: what the token counts in the mini-batch's loss; 0 off the mask
     mask: Tensor  # 1 on response tokens
-    sequence: Tensor  # i64, which sequence
-    prompt: Tensor  # i64, which prompt
+    sequence: Tensor  # i64, which sequence, counted from 0 and below T
+    prompt: Tensor  # i64, which prompt, likewise
     sequences: int  # of the whole mini-batch, those without response tokens not counted
     old_logprobs: Tensor | None = None  # by the policy that the ratio is taken against; None: the policy itself
     ref_logprobs: Tensor | None = None  # by the frozen reference; needed when kl_coef > 0
@@ -89,6 +89,8 @@ def loss(
         ).detach()
         if recipe.mismatch in REJECTS_SEQUENCES:
             flat_mask = flat_mask * correction
+    mask_rows = flat_mask.view(rows, columns)
+    weights = sequence_weights(recipe, (mask_rows > 0).sum(1), prompts, max_response_tokens).to(logprobs)
     old = rollout_logprobs if recipe.old_policy == "rollout" else old_logprobs
     assert old is not None
     return policy_loss(
@@ -97,7 +99,7 @@ def loss(
             logprobs=logprobs.reshape(-1),
             entropy=torch.zeros_like(flat_mask) if entropy is None else entropy.reshape(-1),
             advantages=advantages.reshape(-1),
-            weights=token_weights(recipe, flat_mask, sequence, prompt, max_response_tokens),
+            weights=(weights[:, None] * mask_rows).reshape(-1),
             mask=flat_mask,
             sequence=sequence,
             prompt=prompt,
@@ -109,37 +111,39 @@ def loss(
     )
 
 
-def token_weights(
-    recipe: Recipe, mask: Tensor, sequence: Tensor, prompt: Tensor, max_response_tokens: int | None = None
-) -> Tensor:
-    """f[T]: what each token counts in the mini-batch's loss, the global denominator included.
+def sequence_weights(recipe: Recipe, tokens: Tensor, prompts: Tensor, max_response_tokens: int | None = None) -> Tensor:
+    """f64[S]: what each token of a sequence counts in the mini-batch's loss, the global denominator included.
 
-    Computed once over the whole mini-batch, so the gradient can't depend on how it is cut into micro-batches or spread
-    over ranks.
+    Of the whole mini-batch, so the gradient can't depend on how it is cut into micro-batches or spread over ranks.
 
     Args:
-        mask: f[T], 1 on response tokens.
-        sequence, prompt: i64[T], which sequence and which prompt each token belongs to.
+        tokens: i64[S], response tokens of each sequence; those without any don't count.
+        prompts: i64[S], which prompt each answers.
         max_response_tokens: the divisor of seq_mean_token_sum_norm.
     """
+    present = tokens > 0
+    counted = tokens.double().clamp(min=1)
+    index = torch.unique(prompts, return_inverse=True)[1]
+    answered = count_present(prompts, tokens)
     if recipe.objective == "dpo":
-        return mask / count_present(prompt, mask)
-    if recipe.aggregation == "token_mean":
-        return mask / mask.sum().clamp(min=1)
-    if recipe.aggregation == "prompt_mean_token_mean":
-        return mask / count_present(prompt, mask) / sequence_sum(mask, prompt).clamp(min=1)
-    per_sequence = mask / count_present(sequence, mask)
-    if recipe.aggregation == "seq_mean_token_mean":
-        return per_sequence / sequence_sum(mask, sequence).clamp(min=1)
-    if recipe.aggregation == "seq_mean_token_sum_norm":
-        assert max_response_tokens is not None, "seq_mean_token_sum_norm needs the response limit"
-        return per_sequence / max_response_tokens
-    return per_sequence  # seq_mean_token_sum
+        weights = torch.full_like(counted, 1 / answered)
+    elif recipe.aggregation == "token_mean":
+        weights = torch.full_like(counted, 1 / max(int(tokens.sum()), 1))
+    elif recipe.aggregation == "prompt_mean_token_mean":
+        weights = 1 / answered / sequence_sum(tokens.double(), index).clamp(min=1)
+    else:
+        weights = torch.full_like(counted, 1 / max(int(present.sum()), 1))
+        if recipe.aggregation == "seq_mean_token_mean":
+            weights = weights / counted
+        elif recipe.aggregation == "seq_mean_token_sum_norm":
+            assert max_response_tokens is not None, "seq_mean_token_sum_norm needs the response limit"
+            weights = weights / max_response_tokens
+    return weights * present
 
 
-def count_present(index: Tensor, mask: Tensor) -> int:
-    """How many sequences (or prompts) have response tokens; at least 1, to divide by."""
-    return max(len(index[mask > 0].unique()), 1)
+def count_present(index: Tensor, tokens: Tensor) -> int:
+    """How many prompts (or sequences) have response tokens; at least 1, to divide by."""
+    return max(len(index[tokens > 0].unique()), 1)
 
 
 def policy_loss(recipe: Recipe, tokens: Tokens) -> Tensor:

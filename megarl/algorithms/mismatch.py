@@ -7,11 +7,12 @@ training", 2025; IcePop: Ling team, 2025, arXiv 2510.18855; rejection by sequenc
 
 from __future__ import annotations
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from megarl.algorithms.recipe import Recipe
 from megarl.ops.rules import LOG_RATIO_LIMIT
+from megarl.sums import Sums
 from megarl.types import Metrics
 
 REJECTS_SEQUENCES = ("seq_reject", "geo_reject")
@@ -46,22 +47,31 @@ def mismatch_weights(
     return mask
 
 
-def mismatch_metrics(logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor) -> Metrics:
+def add_mismatch(sums: Sums, logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor, name: str = "mismatch") -> None:
+    """What `mismatch_metrics` are made of: log-probs by learner and engine of the same tokens, all [T]."""
+    response = (mask > 0).nonzero().flatten()
+    log_ratio = logprobs[response].double() - rollout_logprobs[response].double()
+    ratio = log_ratio.exp()
+    sums.add(f"{name}/difference", log_ratio.abs(), quantiles=True)
+    sums.add(f"{name}/ratio", ratio)
+    sums.add(f"{name}/k3", ratio - 1 - log_ratio)
+
+
+def mismatch_metrics(sums: Sums, name: str = "mismatch") -> Metrics:
     """How far the engine's log-probs are from the learner's, on the same tokens under the same weights.
 
-    Effective sample size is that of the weights exp(learner - engine), as a fraction; 1 is perfect agreement.
+    p99 up to sums.QUANTILE_ERROR. Effective sample size is that of the weights exp(learner - engine), as a fraction; 1
+    is perfect agreement.
     """
-    kept = mask > 0
-    if not kept.any():
+    difference, ratio = f"{name}/difference", f"{name}/ratio"
+    if difference not in sums:
         return {}
-    log_ratio = (logprobs - rollout_logprobs)[kept].double()
-    difference, ratio = log_ratio.abs(), log_ratio.exp()
     return {
-        "mismatch/mean": float(difference.mean()),
-        "mismatch/p99": float(np.quantile(difference.numpy(), 0.99)),
-        "mismatch/max": float(difference.max()),
-        "mismatch/k3": float((ratio - 1 - log_ratio).mean()),
-        "mismatch/effective_sample_size": float(ratio.sum() ** 2 / (ratio**2).sum() / len(ratio)),
+        "mismatch/mean": sums.mean(difference),
+        "mismatch/p99": sums.quantile(difference, 0.99),
+        "mismatch/max": sums.max(difference),
+        "mismatch/k3": sums.mean(f"{name}/k3"),
+        "mismatch/effective_sample_size": sums.total(ratio) ** 2 / sums.squares(ratio) / sums.count(ratio),
     }
 
 
@@ -71,6 +81,5 @@ def sequence_mean(values: Tensor, mask: Tensor, sequence: Tensor) -> Tensor:
 
 
 def sequence_sum(values: Tensor, sequence: Tensor) -> Tensor:
-    """f[T]: the sum over each token's sequence, at each of its tokens."""
-    count = int(sequence.max()) + 1 if len(sequence) else 0
-    return values.new_zeros(count).index_add(0, sequence, values)[sequence]
+    """f[T]: the sum over each token's sequence, at each of its tokens; sequences are counted from 0, below T."""
+    return torch.zeros_like(values).index_add(0, sequence, values)[sequence]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,8 +22,7 @@ def dpo_loss(recipe: Recipe, tokens: Tokens) -> Tensor:
     """
     old = tokens.logprobs.detach() if tokens.old_logprobs is None else tokens.old_logprobs
     log_ratio = tokens.on_mask(tokens.logprobs - old)
-    pairs = int(tokens.prompt.max()) + 1 if len(tokens.prompt) else 0
-    margin = log_ratio.new_zeros(pairs).index_add(0, tokens.prompt, tokens.advantages.sign() * log_ratio)
-    weights = log_ratio.new_zeros(pairs).scatter_reduce(0, tokens.prompt, tokens.weights, "amax")
+    margin = torch.zeros_like(log_ratio).index_add(0, tokens.prompt, tokens.advantages.sign() * log_ratio)
+    weights = torch.zeros_like(log_ratio).scatter_reduce(0, tokens.prompt, tokens.weights, "amax")
     smoothing, logit = recipe.label_smoothing, recipe.dpo_beta * margin
     return -(weights * ((1 - smoothing) * F.logsigmoid(logit) + smoothing * F.logsigmoid(-logit))).sum()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import os
+from collections.abc import Iterable
 from typing import TypeVar
 
 import torch
@@ -79,6 +80,9 @@ class Mesh:
         self.pp_size = parallel_state.get_pipeline_model_parallel_world_size()
         self.dp_rank = parallel_state.get_data_parallel_rank()
         self.dp_size = parallel_state.get_data_parallel_world_size()
+        replicas = self.gather(self.dp_rank)
+        self._replicas = [[r for r, of in enumerate(replicas) if of == i] for i in range(self.dp_size)]
+        self._replica, _ = dist.new_subgroups_by_enumeration(self._replicas, timeout=timeout, backend="gloo")
 
     @property
     def layout(self) -> str:
@@ -92,6 +96,11 @@ class Mesh:
     def is_last_stage(self) -> bool:
         return self.pp_rank == self.pp_size - 1
 
+    @property
+    def reports(self) -> bool:
+        """Whether this rank speaks for its replica of the model, whose results the ranks of its last stage share."""
+        return self.is_last_stage and self.tp_rank == 0
+
     def broadcast(self, value: T | None) -> T:
         """Rank 0's value, on every rank; the others pass None."""
         box = [value]
@@ -104,9 +113,33 @@ class Mesh:
         dist.all_gather_object(box, value, group=self.control)
         return box
 
+    def scatter(self, parts: Iterable[T] | None) -> T:
+        """Of rank 0's parts, one a replica of the model, that of this rank's; the others pass None.
+
+        Rank 0 takes one part at a time, and sends it to one rank of the replica, which passes it on.
+        """
+        box: list[T | None] = [None]
+        if self.rank == 0:
+            assert parts is not None
+            for ranks, part in zip(self._replicas, parts, strict=True):
+                if ranks[0] == 0:
+                    box = [part]
+                else:
+                    dist.send_object_list([part], dst=ranks[0], group=self.control)
+        elif self.rank == self._replicas[self.dp_rank][0]:
+            dist.recv_object_list(box, src=0, group=self.control)
+        if len(self._replicas[self.dp_rank]) > 1:
+            dist.broadcast_object_list(box, src=self._replicas[self.dp_rank][0], group=self._replica)
+        return box[0]  # type: ignore[return-value]
+
     def sum(self, values: torch.Tensor) -> torch.Tensor:
         """The sum over all ranks of a CPU tensor, in place."""
         dist.all_reduce(values, group=self.control)
+        return values
+
+    def max(self, values: torch.Tensor) -> torch.Tensor:
+        """The largest of all ranks of a CPU tensor's values, in place."""
+        dist.all_reduce(values, dist.ReduceOp.MAX, group=self.control)
         return values
 
     def barrier(self) -> None:

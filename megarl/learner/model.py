@@ -43,6 +43,17 @@ def token_multiple(precision: Precision) -> int:
     return 16 if precision == "fp8" else 1
 
 
+def can_share_prompts(learner: LearnerConfig, precision: Precision) -> bool:
+    """Whether the attention at hand lets responses share their prompt's tokens: the local one, packed. Raises UserError
+    where it is asked to and can't."""
+    can = learner.packing and not uses_transformer_engine(params_dtype(precision))
+    if learner.share_prompts is True and not can:
+        raise UserError(
+            "learner.share_prompts=true: Transformer Engine's attention can't, nor can learner.packing=false; use auto"
+        )
+    return can
+
+
 def transformer_config(hf_config: Any, learner: LearnerConfig, precision: Precision) -> TransformerConfig:
     arch = architecture(hf_config)
     dtype, on_gpu = params_dtype(precision), torch.cuda.is_available()

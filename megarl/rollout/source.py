@@ -1,4 +1,4 @@
-"""Prompts -> scored sample groups: the same on every rank."""
+"""Prompts -> scored sample groups, on rank 0."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StalenessError(RuntimeError):
 
 
 class RolloutSource:
-    """Samples and verifies on rank 0, then shares the groups. Every method is collective.
+    """Samples and verifies on rank 0, which alone gets the groups. Every method is collective.
 
     The samples of a step are asked for up to schedule.max_staleness steps before they are learned from, and learned
     from in the order of the steps, whichever is finished first. With 0 nothing is asked for before the weights that it
@@ -89,25 +89,25 @@ class RolloutSource:
             self._probe = _Asked(sampler, lambda _: sample_probe(sampler, prompts))
             self._ask_ahead(sampler, version)
 
-    def next_rollout(self, step: int, weights: Weights) -> Rollout:
+    def next_rollout(self, step: int, weights: Weights) -> Rollout | None:
         """The scored samples of a training step; `weights` are for an engine that has to be started again meanwhile."""
         schedule = self.config.schedule
         self._wake()
         if self.sampler:
             self._ask_ahead(self.sampler, step)
         with self.log.phase("rollout", total=schedule.prompts_per_step * schedule.samples_per_prompt) as advance:
-            rollout: Rollout = self._result(self._steps.pop(step, None), weights, advance)
-            if schedule.max_staleness:
-                rollout.probe = self._result(self._probe, weights)
+            rollout: Rollout | None = self._result(self._steps.pop(step, None), weights, advance)
+            probe: list[SampleGroup] | None = self._result(self._probe, weights) if schedule.max_staleness else None
         self._sleep()
-        check_staleness(rollout, step, schedule.max_staleness)
-        if self.sampler:
+        if self.sampler and rollout:
+            rollout.probe = probe or []
+            check_staleness(rollout, step, schedule.max_staleness)
             busy = statistics.mean(self.sampler.pool.busy_seconds())
             rollout.seconds["engines"], self._busy = busy - self._busy, busy
             rollout.restarts = self.sampler.pool.restarts
         return rollout
 
-    def evaluate(self, weights: Weights) -> list[SampleGroup]:
+    def evaluate(self, weights: Weights) -> list[SampleGroup] | None:
         """Scored samples of the held-out prompts; the same random numbers every time, so that evaluations pair up.
 
         They go before those of training steps that were asked for already, which are generated beside them.
@@ -119,7 +119,7 @@ class RolloutSource:
             asked = _Asked(sampler, lambda arrive: sampler.evaluate(prompts, lambda _: arrive()))
             total = len(prompts) * self.config.eval.samples_per_prompt
         with self.log.phase("evaluate", total=total) as advance:
-            groups: list[SampleGroup] = self._result(asked, weights, advance)
+            groups: list[SampleGroup] | None = self._result(asked, weights, advance)
         self._sleep()
         return groups
 
@@ -152,12 +152,11 @@ class RolloutSource:
                 self._steps[step] = _Asked(sampler, partial(sample, step))
 
     def _result(self, asked: _Asked | None, weights: Weights, advance: Callable[[int], object] | None = None) -> Any:
-        """What rank 0 has asked for, on every rank."""
-        while True:
-            if self.ranks.broadcast(asked and asked.is_done(advance)):
-                return self.ranks.broadcast(asked and asked.future.result())
+        """What rank 0 has asked for, there; None elsewhere."""
+        while not self.ranks.broadcast(asked and asked.is_done(advance)):
             assert self._version is not None
             self.update_weights(weights(), self._version)
+        return asked and asked.future.result()
 
     def __enter__(self) -> RolloutSource:
         return self

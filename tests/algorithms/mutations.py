@@ -387,20 +387,20 @@ MUTATIONS = [
     Mutation(
         "seq_mean_token_mean as seq_mean_token_sum",
         "loss.py",
-        "return per_sequence / sequence_sum(mask, sequence).clamp(min=1)",
-        "return per_sequence",
+        "weights = weights / counted",
+        "pass",
     ),
     Mutation(
         "seq_mean_token_sum as token_mean",
         "loss.py",
-        "return per_sequence  #",
-        "return mask / mask.sum().clamp(min=1)  #",
+        'recipe.aggregation == "token_mean"',
+        'recipe.aggregation in ("token_mean", "seq_mean_token_sum")',
     ),
     Mutation(
         "seq_mean_token_sum_norm as seq_mean_token_sum",
         "loss.py",
-        "return per_sequence / max_response_tokens",
-        "return per_sequence",
+        "weights = weights / max_response_tokens",
+        "pass",
     ),
     Mutation(
         "seq_mean_token_sum_norm as seq_mean_token_mean",
@@ -411,14 +411,14 @@ MUTATIONS = [
     Mutation(
         "prompt_mean_token_mean as seq_mean_token_mean",
         "loss.py",
-        "mask / count_present(prompt, mask) / sequence_sum(mask, prompt)",
-        "mask / count_present(sequence, mask) / sequence_sum(mask, sequence)",
+        "weights = 1 / answered / sequence_sum(tokens.double(), index)",
+        "weights = 1 / max(int(present.sum()), 1) / counted",
     ),
     Mutation(
         "prompt_mean_token_mean: sums within prompts",
         "loss.py",
-        "mask / count_present(prompt, mask) / sequence_sum(mask, prompt).clamp(min=1)",
-        "mask / count_present(prompt, mask)",
+        "weights = 1 / answered / sequence_sum(tokens.double(), index).clamp(min=1)",
+        "weights = torch.full_like(counted, 1 / answered)",
     ),
     Mutation(
         "MaxRL averages a response",
@@ -426,7 +426,8 @@ MUTATIONS = [
         'scale="group_mean", aggregation="seq_mean_token_sum"',
         'scale="group_mean"',
     ),
-    Mutation("empty sequences counted", "loss.py", "index[mask > 0].unique()", "index.unique()"),
+    Mutation("empty prompts counted", "loss.py", "index[tokens > 0].unique()", "index.unique()"),
+    Mutation("empty sequences counted", "loss.py", "max(int(present.sum()), 1)", "len(present)"),
     Mutation("token_mean by default", "recipe.py", 'Field("seq_mean_token_mean"', 'Field("token_mean"'),
     Mutation(
         "minimal_rl by sequence",
@@ -506,14 +507,14 @@ MUTATIONS = [
     Mutation(
         "GAE: value off by one",
         "gae.py",
-        "recipe.gamma * value[:, t + 1] - value[:, t]",
-        "recipe.gamma * value[:, t] - value[:, t]",
+        "recipe.gamma * later_value[:longer] - value[here]",
+        "recipe.gamma * value[here] - value[here]",
     ),
-    Mutation("GAE: reward at the first token", "gae.py", "count[has_tokens] - 1]", "0 * count[has_tokens]]"),
+    Mutation("GAE: reward at the first token", "gae.py", "received[last[", "received[(last - lengths + 1)["),
     Mutation("GAE: lambda dropped", "gae.py", "recipe.gamma * recipe.gae_lambda *", "recipe.gamma *"),
     Mutation("GAE: gamma dropped", "gae.py", "recipe.gamma * recipe.gae_lambda *", "recipe.gae_lambda *"),
     Mutation("returns without values", "gae.py", "advantages + values, 0.0", "advantages, 0.0"),
-    Mutation("whitening: ddof flipped", "gae.py", "(count - recipe.std_ddof)", "(count - (1 - recipe.std_ddof))"),
+    Mutation("whitening: ddof flipped", "gae.py", "recipe.std_ddof)", "1 - recipe.std_ddof)"),
     Mutation("whitening: mean stays", "gae.py", "return (advantages - mean) /", "return advantages /"),
     Mutation(
         "value clip dropped",
@@ -549,8 +550,8 @@ MUTATIONS = [
     Mutation(
         "DPO: mean over sequences, not pairs",
         "loss.py",
-        "mask / count_present(prompt, mask)\n    if",
-        "mask / count_present(sequence, mask)\n    if",
+        'if recipe.objective == "dpo":\n        weights = torch.full_like(counted, 1 / answered)',
+        'if recipe.objective == "dpo":\n        weights = torch.full_like(counted, 1 / max(int(present.sum()), 1))',
     ),
 ]
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
+from dealing import micro_batches
 
 from megarl.algorithms.gae import value_loss
 from megarl.algorithms.loss import (
@@ -14,14 +15,13 @@ from megarl.algorithms.loss import (
     loss,
     policy_loss,
     ratio_of,
+    sequence_weights,
     token_rule,
-    token_weights,
 )
 from megarl.algorithms.mismatch import REJECTS_SEQUENCES, mismatch_weights
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES, SFT
 from megarl.batch import Batch
-from megarl.data.packing import micro_batches
 from megarl.ops.epilogue import policy_epilogue
 
 EXACT = {"rel": 1e-9, "abs": 1e-12}
@@ -94,11 +94,20 @@ def make_step(recipe, advantages=None, lengths=None, seed=0):
         mask=mask,
         advantages=torch.tensor(advantages, dtype=torch.float64).repeat_interleave(sizes),
         prompt_index=torch.arange(len(lengths)) // (2 if pairs else 4),
+        prompt_lengths=torch.full((len(lengths),), 2),
         old_logprobs=apart(0.4),
         ref_logprobs=apart(0.7),
     )
     batch.rollout_logprobs = batch.old_logprobs + normal(0.3)
     return Step(batch, logprobs.requires_grad_(), normal(1.0).abs().requires_grad_())
+
+
+def token_weights(recipe, mask, sequence, prompt):
+    """f64[T]: sequence_weights at each token."""
+    count = int(sequence.max()) + 1 if len(sequence) else 0
+    tokens = torch.zeros(count, dtype=torch.int64).index_add(0, sequence, (mask > 0).long())
+    prompts = torch.zeros(count, dtype=torch.int64).index_copy(0, sequence, prompt)
+    return sequence_weights(recipe, tokens, prompts, LIMIT)[sequence].to(mask) * mask
 
 
 def tokens_of(recipe, step):
@@ -113,7 +122,7 @@ def tokens_of(recipe, step):
         logprobs=step.logprobs,
         entropy=step.entropy,
         advantages=batch.advantages,
-        weights=token_weights(recipe, mask, sequence, prompt, LIMIT),
+        weights=token_weights(recipe, mask, sequence, prompt),
         mask=mask,
         sequence=sequence,
         prompt=prompt,
@@ -158,15 +167,16 @@ def test_one_step_has_one_loss_however_it_is_cut(name, ranks, max_tokens, packin
     ]
     assert len(micros) > 1 or max_tokens == 10_000
 
-    def laid_out(values, micro):
-        return None if values is None else micro.of_token(values).flatten()
+    def laid_out(name, values, micro):
+        if name == "sequences" or values is None:
+            return values
+        values = micro.of_token(values).flatten()
+        return values.unique(return_inverse=True)[1] if name in ("sequence", "prompt") else values
 
     parts = [
-        policy_loss(recipe, Tokens(**{
-            name: values if name == "sequences" else laid_out(values, micro) for name, values in vars(whole).items()
-        }))
+        policy_loss(recipe, Tokens(**{name: laid_out(name, values, micro) for name, values in vars(whole).items()}))
         for micro in micros
-    ]  # fmt: skip
+    ]
     cut_loss, *cut = gradients(torch.stack(parts).sum(), step)
     assert cut_loss == pytest.approx(whole_loss, **EXACT)
     for got, wanted in zip(cut, (by_logprob, by_entropy), strict=True):
@@ -485,7 +495,7 @@ def test_an_aggregation_gives_each_token_its_share(aggregation, shares):
     mask = torch.tensor([0, 1, 0, 1, 1, 1, 0, 0, 1, 1, 1], dtype=torch.float64)
     sequence = torch.tensor([0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 2])
     prompt = torch.tensor([0, 0, 0, 0, 0, 0, 5, 5, 5, 5, 5])
-    weights = token_weights(Recipe(aggregation=aggregation), mask, sequence, prompt, LIMIT)
+    weights = token_weights(Recipe(aggregation=aggregation), mask, sequence, prompt)
     assert weights[mask > 0].tolist() == pytest.approx(shares, **EXACT)
     assert (weights[mask == 0] == 0).all()
 

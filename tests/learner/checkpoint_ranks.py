@@ -6,6 +6,7 @@ torchrun --nproc-per-node 2 checkpoint_ranks.py OUT MODEL FOLDER
 import sys
 from pathlib import Path
 
+import dealing
 import torch
 from layout_ranks import config_for, make_batch
 
@@ -18,13 +19,13 @@ from megarl.models.family import read_hf_config
 
 def main() -> None:
     out, model, folder = sys.argv[1:]
-    config = config_for(model, (1, 1, 200, True, "none"))
+    config = config_for(model, (1, 1, 200, True, "none", True))
     config = config.model_copy(update={"model": config.model.model_copy(update={"precision": "bf16"})})
     mesh, recipe = Mesh(config.learner), RECIPES["ppo"]
     original, restored = (Learner(config, recipe, read_hf_config(model), mesh) for _ in range(2))
 
     def learn(learner: Learner, step: int) -> tuple[float, float | None]:
-        update = learner.update(learner.annotate(make_batch(recipe)), step)
+        update = dealing.learn(learner, make_batch(recipe), step)
         return update.loss, update.value_loss
 
     for step in range(3):

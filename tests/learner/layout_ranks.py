@@ -10,10 +10,11 @@ import sys
 from pathlib import Path
 
 import torch
+from dealing import collected, dealt, only_update
 
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES, SFT
-from megarl.batch import Batch, minibatches
+from megarl.batch import Batch
 from megarl.config import parse_config
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
@@ -21,26 +22,27 @@ from megarl.learner.trainable import Trainable
 from megarl.learner.weights import WeightStream
 from megarl.models.family import read_hf_config
 
-# ranks -> name -> (tensor, pipeline, micro-batch tokens, packing, recompute)
+# ranks -> name -> (tensor, pipeline, micro-batch tokens, packing, recompute, prompts shared)
 LAYOUTS = {
     1: {
-        "reference": (1, 1, 100_000, True, "none"),
-        "two micro-batch sizes": (1, 1, 200, True, "none"),
-        "small micro-batches": (1, 1, 64, True, "none"),
-        "padded": (1, 1, 300, False, "none"),
-        "recompute": (1, 1, 200, True, "full"),
+        "reference": (1, 1, 100_000, True, "none", False),
+        "two micro-batch sizes": (1, 1, 200, True, "none", True),
+        "small micro-batches": (1, 1, 64, True, "none", True),
+        "padded": (1, 1, 300, False, "none", False),
+        "recompute": (1, 1, 200, True, "full", True),
     },
     2: {
-        "TP=2": (2, 1, 200, True, "none"),
-        "TP=2 padded": (2, 1, 200, False, "none"),
-        "PP=2": (1, 2, 200, True, "none"),
-        "PP=2 padded": (1, 2, 200, False, "none"),
-        "DP=2": (1, 1, 200, True, "none"),
+        "TP=2": (2, 1, 200, True, "none", True),
+        "TP=2 padded": (2, 1, 200, False, "none", False),
+        "PP=2": (1, 2, 200, True, "none", True),
+        "PP=2 padded": (1, 2, 200, False, "none", False),
+        "DP=2": (1, 1, 200, True, "none", True),
+        "DP=2 unshared": (1, 1, 200, True, "none", False),
     },
     4: {
-        "TP=2 PP=2": (2, 2, 200, True, "none"),
-        "TP=2 DP=2 recompute": (2, 1, 200, False, "full"),
-        "PP=2 DP=2": (1, 2, 200, True, "none"),
+        "TP=2 PP=2": (2, 2, 200, True, "none", True),
+        "TP=2 DP=2 recompute": (2, 1, 200, False, "full", False),
+        "PP=2 DP=2": (1, 2, 200, True, "none", True),
     },
 }
 
@@ -72,7 +74,8 @@ BEFORE_THE_LEARNER = {
 
 
 def make_batch(recipe: Recipe) -> Batch:
-    """19 ragged sequences of 6 prompts; ratios on both sides of the clip range, advantages of both signs, some zero.
+    """19 ragged sequences of 5 prompts, one of them a single token; ratios on both sides of the clip range, advantages
+    of both signs, some zero.
 
     For DPO 18 of 9 prompts, a chosen and a rejected one each.
     """
@@ -82,7 +85,10 @@ def make_batch(recipe: Recipe) -> Batch:
         return torch.randint(low, high, (count,), generator=generator)
 
     count = 18 if recipe.objective == "dpo" else 19
-    prompts, responses = integers(2, 20, count), integers(1, 40, count)
+    index = torch.arange(count) // (2 if recipe.objective == "dpo" else 4)
+    questions = [integers(0, 50, length) for length in [5, 1, *integers(2, 20, 7).tolist()]]
+    prompts = torch.tensor([len(questions[i]) for i in index])
+    responses = integers(1, 40, count)
     cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), (prompts + responses).cumsum(0)])
     total = int(cu_seqlens[-1])
     mask = torch.cat([torch.cat([torch.zeros(p), torch.ones(r)]) for p, r in zip(prompts, responses, strict=True)])
@@ -92,18 +98,22 @@ def make_batch(recipe: Recipe) -> Batch:
         advantages = torch.tensor([1.0, -1.0]).repeat(9)
     if recipe.needs_critic:
         advantages = (advantages > 0).float()  # rewards
+    tokens = [
+        part for i, length in zip(index, responses, strict=True) for part in (questions[i], integers(0, 50, length))
+    ]
     return Batch(
-        tokens=integers(0, 50, total),
+        tokens=torch.cat(tokens),
         cu_seqlens=cu_seqlens,
         mask=mask,
         advantages=torch.repeat_interleave(advantages, prompts + responses),
-        prompt_index=torch.arange(count) // (2 if recipe.objective == "dpo" else 4),
+        prompt_index=index,
+        prompt_lengths=prompts,
         rollout_logprobs=torch.zeros(total),
     )
 
 
 def config_for(model: str, layout):  # noqa: ANN001
-    tp, pp, tokens, packing, recompute = layout
+    tp, pp, tokens, packing, recompute, share = layout
     return parse_config(
         {
             "run": {"track_kl": True},
@@ -117,6 +127,7 @@ def config_for(model: str, layout):  # noqa: ANN001
                 "micro_batch_tokens": tokens,
                 "packing": packing,
                 "recompute": recompute,
+                "share_prompts": share,
             },
         }
     )
@@ -134,22 +145,28 @@ def run_recipe(learner: Learner, recipe: Recipe, critic: Trainable) -> dict:
     """Log-probs, entropy, loss and gradients of one batch."""
     learner.recipe, learner.critic = recipe, critic if recipe.needs_critic else None
     batch = make_batch(recipe)
-    scores, _ = learner.score(batch)
-    batch.rollout_logprobs = scores + 0.1 * noise(batch, 0) * batch.mask
-    batch = learner.annotate(batch)
+    deal = learner.deal(batch)
+
+    def moved(scale: float, seed: int) -> torch.Tensor:
+        return learner.score(deal.whole())[0] + scale * dealt(deal, noise(batch, seed), batch.cu_seqlens)
+
+    deal.batch.rollout_logprobs = moved(0.1, 0) * deal.batch.mask
+    deal = learner.annotate(deal)
     # Move old policy and reference away from the policy, the same way in every layout.
-    scores, _ = learner.score(batch)
-    batch.old_logprobs, batch.ref_logprobs = (scores + 0.3 * noise(batch, seed) for seed in (1, 2))
-    logprobs, entropy, loss = learner.backward(batch)
+    deal.batch.old_logprobs, deal.batch.ref_logprobs = (moved(0.3, seed) for seed in (1, 2))
+    share = only_update(learner, deal)
+    logprobs, entropy, loss = learner.backward(share)
     result = {
-        "logprobs": logprobs,
-        "entropy": entropy,
+        "logprobs": collected(learner, deal, logprobs),
+        "entropy": collected(learner, deal, entropy),
         "loss": loss,
         "gradients": gradients_of(learner.policy, learner),
     }
     if learner.critic:
-        result["value_loss"] = learner.backward_critic(batch)
-        result["values"], result["advantages"] = batch.values, batch.advantages
+        result["value_loss"] = learner.backward_critic(share)
+        # A value is that of a response's token: a prompt's tokens have them where they are computed.
+        for name in ("values", "advantages"):
+            result[name] = collected(learner, deal, getattr(deal.batch, name) * deal.batch.mask)
         result["critic_gradients"] = gradients_of(learner.critic, learner)
         heads = [p.main_grad for n, p in learner.critic.module.named_parameters() if n == "output_layer.weight"]
         head = next(grad for grads in learner.mesh.gather(heads) for grad in grads)
@@ -183,7 +200,10 @@ def run_update(model: str, recipe: Recipe, layout, mesh: Mesh) -> dict:  # noqa:
     config = config.model_copy(update={"optim": config.optim.model_copy(update={"lr": 10.0})})
     learner = Learner(config, recipe, read_hf_config(model), mesh)
     before = {name: tensor.clone() for name, tensor in learner.hf_weights()}
-    update = learner.update(make_batch(recipe), step=0)
+    batch = make_batch(recipe)
+    update = learner.update(only_update(learner, learner.deal(batch)), step=0)
+    # And one of a single sequence: all data-parallel ranks but one have nothing.
+    learner.update(only_update(learner, learner.deal(batch.select(torch.tensor([2])))), step=0)
     moved = {name: tensor - before[name] for name, tensor in learner.hf_weights()}
     return {"grad_norm": update.grad_norm, "gradients": moved}
 
@@ -192,11 +212,11 @@ def run_empty(model: str, layout, mesh: Mesh) -> dict:  # noqa: ANN001
     """What a step whose samples were all filtered away changes, on any rank."""
     recipe = RECIPES["ppo"]
     learner = Learner(config_for(model, layout), recipe, read_hf_config(model), mesh)
-    learner.update(learner.annotate(make_batch(recipe)), step=0)
+    learner.update(only_update(learner, learner.annotate(learner.deal(make_batch(recipe)))), step=0)
     before = state_of(learner)
-    batch = learner.annotate(make_batch(recipe).select(torch.zeros(0, dtype=torch.int64)))
-    for minibatch in minibatches(batch, 5, 2, 2):
-        learner.update(minibatch, step=1)
+    nothing = make_batch(recipe).select(torch.zeros(0, dtype=torch.int64))
+    for share in learner.updates(learner.annotate(learner.deal(nothing))):
+        learner.update(share, step=1)
     after = state_of(learner)
     changed = [name for name in before if not torch.equal(before[name], after[name])]
     return {"tensors": mesh.gather(len(before)), "changed": mesh.gather(changed)}

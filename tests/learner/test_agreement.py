@@ -5,10 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from dealing import learn, score
 
+from megarl.algorithms.mismatch import add_mismatch, mismatch_metrics
 from megarl.algorithms.recipes import RECIPES
 from megarl.batch import Batch, Credit, Update, build_batch
 from megarl.config import OptimConfig, parse_config
+from megarl.data.plan import Deal, Plan, Share
 from megarl.learner.agreement import (
     LIMITS,
     PROBE_GROUPS,
@@ -22,7 +25,8 @@ from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
 from megarl.learner.trainable import learning_rate
 from megarl.models.family import read_hf_config
-from megarl.types import Prompt, Sample, SampleGroup
+from megarl.sums import Sums
+from megarl.types import Prompt, Rollout, Sample, SampleGroup
 
 
 def config_with(precision, limit=None, path="unused", **sections):
@@ -44,47 +48,54 @@ def differing_by(difference):
         mask=torch.tensor([0.0, 0.0, 1.0, 1.0]),
         advantages=torch.ones(4),
         prompt_index=torch.zeros(1, dtype=torch.int64),
+        prompt_lengths=torch.tensor([2]),
         rollout_logprobs=torch.tensor([0.0, 0.0, -1.0, -2.0]),
     )
     return batch, batch.rollout_logprobs + torch.tensor([50.0, -50.0, 1.5, -0.5]) * difference
 
 
+def mismatch_of(batch, logprobs):
+    sums = Sums()
+    add_mismatch(sums, logprobs, batch.rollout_logprobs, batch.mask)
+    return mismatch_metrics(sums)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_each_precision_has_a_limit_of_its_own(precision):
     config, limit = config_with(precision), LIMITS[precision]
-    metrics = check_agreement(config, *differing_by(0.9 * limit))
+    metrics = check_agreement(config, mismatch_of(*differing_by(0.9 * limit)))
     assert metrics["mismatch/mean"] == pytest.approx(0.9 * limit, rel=1e-3)
     assert metrics["mismatch/max"] == pytest.approx(1.35 * limit, rel=1e-3)  # a single token may be over it
     with pytest.raises(MismatchError, match=f"over the limit of {limit:g}"):
-        check_agreement(config, *differing_by(1.1 * limit))
+        check_agreement(config, mismatch_of(*differing_by(1.1 * limit)))
 
 
 def test_what_bf16_may_differ_by_is_refused_in_fp32():
     apart = differing_by(0.05)
-    assert check_agreement(config_with("bf16"), *apart)["mismatch/mean"] == pytest.approx(0.05, rel=1e-3)
+    assert check_agreement(config_with("bf16"), mismatch_of(*apart))["mismatch/mean"] == pytest.approx(0.05, rel=1e-3)
     with pytest.raises(MismatchError):
-        check_agreement(config_with("fp32"), *apart)
+        check_agreement(config_with("fp32"), mismatch_of(*apart))
 
 
 @pytest.mark.parametrize("limit", [1e-4, 0.5])
 def test_an_explicit_limit_replaces_that_of_the_precision_whether_stricter_or_looser(limit):
     config = config_with("fp32", limit)
-    assert check_agreement(config, *differing_by(0.9 * limit))["mismatch/mean"] <= limit
+    assert check_agreement(config, mismatch_of(*differing_by(0.9 * limit)))["mismatch/mean"] <= limit
     with pytest.raises(MismatchError, match=f"over the limit of {limit:g} .rollout.max_logprob_difference"):
-        check_agreement(config, *differing_by(1.1 * limit))
+        check_agreement(config, mismatch_of(*differing_by(1.1 * limit)))
 
 
 def test_a_difference_that_is_not_a_number_is_a_mismatch():
     batch, logprobs = differing_by(0.0)
     logprobs[2] = float("nan")
     with pytest.raises(MismatchError):
-        check_agreement(config_with("bf16"), batch, logprobs)
+        check_agreement(config_with("bf16"), mismatch_of(batch, logprobs))
 
 
 @pytest.mark.parametrize("sampling", [{"top_p": 0.9}, {"top_k": 5}])
 def test_an_engine_that_renormalises_can_not_agree_and_is_only_measured(sampling):
     config = config_with("fp32", rollout={**sampling, "allow_truncated_sampling": True})
-    assert check_agreement(config, *differing_by(2.0))["mismatch/mean"] == pytest.approx(2.0)
+    assert check_agreement(config, mismatch_of(*differing_by(2.0)))["mismatch/mean"] == pytest.approx(2.0)
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +118,7 @@ def moved(qwen2, mesh):
     )
     learner = Learner(config, RECIPES["raft"], read_hf_config(qwen2), mesh, temperature=0.8)
     groups = scored(learner, make_groups(3))
-    learner.update(as_batch(groups), step=0)
+    learn(learner, as_batch(groups))
     return learner, scored(learner, groups)
 
 
@@ -138,7 +149,7 @@ def as_batch(groups):
 def scored(learner, groups):
     """The groups with the learner's own log-probs as the engine's."""
     batch = as_batch(groups)
-    logprobs, _ = learner.score(batch)
+    logprobs, _ = score(learner, batch)
     parts = logprobs[batch.mask > 0].split([len(s.response_ids) for g in groups for s in g.samples])
     for sample, part in zip((s for g in groups for s in g.samples), parts, strict=True):
         sample.rollout_logprobs = part.numpy()
@@ -150,8 +161,8 @@ def test_the_probe_measures_agreement_entropy_and_the_distance_from_the_start(mo
     metrics = probe_policy(learner.config, learner, groups)
     batch = as_batch(groups)
     kept = batch.mask > 0
-    logprobs, entropy = (values[kept].double() for values in learner.score(batch))
-    d = logprobs - learner.score(batch, reference=True)[0][kept].double()
+    logprobs, entropy = (values[kept].double() for values in score(learner, batch))
+    d = logprobs - score(learner, batch, reference=True)[0][kept].double()
     assert metrics["eval/mismatch/mean"] == 0
     assert metrics["eval/entropy"] == pytest.approx(float(entropy.mean()))
     assert 0 < metrics["eval/entropy"] < math.log(50)
@@ -227,26 +238,34 @@ def test_a_cosine_of_one_step_has_a_rate():
 STALE = {"recipe": {"name": "raft_pp", "old_policy": "rollout"}, "schedule": {"max_staleness": 2}}
 
 
+def agreement(batch, update):
+    plan = Plan(batch.prompt_index, batch.response_tokens, [[[[0]]]], False, 3, 3)
+    deal = Deal(plan, 0, batch)
+    return step_agreement(config_with("fp32", **STALE), None, 7, deal, deal, [(Share(batch, [[0]]), update)])
+
+
 def test_samples_by_older_weights_are_measured_by_their_lag_and_not_refused():
     batch, logprobs = differing_by(0.0)
     logprobs += torch.tensor([0.0, 0.0, 0.5, 0.1])
     update = Update(logprobs, torch.zeros(4), loss=0.0, grad_norm=0.0, lr=0.0)
     for versions, lags in (([0, 0, 5, 6], {2: 0.5, 1: 0.1}), ([0, 0, 7, 5], {0: 0.5, 2: 0.1})):
         batch.weight_versions = torch.tensor(versions)
-        metrics = step_agreement(config_with("fp32", **STALE), 7, batch, [(batch, update)])
+        metrics = agreement(batch, update)
         assert metrics["mismatch/mean"] == pytest.approx(0.3)
         by_lag = {name: value for name, value in metrics.items() if "lag" in name}
         assert by_lag == {f"mismatch/lag_{lag}": pytest.approx(value) for lag, value in lags.items()}
     batch.weight_versions = torch.tensor([0, 0, 7, 7])  # by the step's own weights
     with pytest.raises(MismatchError):
-        step_agreement(config_with("fp32", **STALE), 7, batch, [(batch, update)])
+        agreement(batch, update)
 
 
 def test_a_probe_by_other_weights_is_refused_however_old_the_samples_may_be(moved):
     learner, groups = moved
-    assert probe_agreement(learner.config, learner, groups) == {"mismatch/probe": 0}
+    config = learner.config.model_copy(update={"schedule": config_with("fp32", **STALE).schedule})
+    rollout = Rollout([], probe=groups)
+    assert probe_agreement(config, learner, rollout) == {"mismatch/probe": 0}
     for sample in groups[0].samples:
         sample.rollout_logprobs = sample.rollout_logprobs + np.float32(0.1)
     with pytest.raises(MismatchError):
-        probe_agreement(learner.config, learner, groups)
-    assert probe_agreement(learner.config, learner, []) == {}
+        probe_agreement(config, learner, rollout)
+    assert probe_agreement(learner.config, learner, rollout) == {}  # where no sample may be old, there is no probe

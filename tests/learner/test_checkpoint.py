@@ -1,6 +1,7 @@
 import resource
 from pathlib import Path
 
+import dealing
 import pytest
 import torch
 from layout_ranks import config_for, make_batch
@@ -17,7 +18,7 @@ from megarl.types import UserError
 
 pytestmark = pytest.mark.processes  # Megatron's checkpoint writer forks
 RECIPE = RECIPES["reinforce"]
-LAYOUT = (1, 1, 2000, True, "none")
+LAYOUT = (1, 1, 2000, True, "none", True)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def test_a_restored_learner_takes_the_same_next_step(qwen2, mesh, tmp_path, upda
     original, restored = (Learner(config, recipe, read_hf_config(qwen2), mesh) for _ in range(2))
 
     def learn(learner, step):
-        return learner.update(learner.annotate(make_batch(recipe)), step)
+        return dealing.learn(learner, make_batch(recipe), step)
 
     for step in range(updates):
         learn(original, step)

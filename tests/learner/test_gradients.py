@@ -2,17 +2,18 @@
 
 import pytest
 import torch
+from dealing import learn, only_update, score
 from layout_ranks import config_for, gradients_of, make_batch, unsettle
 from transformers import AutoModelForCausalLM
 
-from megarl.algorithms.loss import token_weights
+from megarl.algorithms.loss import sequence_weights
 from megarl.algorithms.recipes import RECIPES
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
 from megarl.models.family import read_hf_config
 from megarl.ops.linear import linear_logprob
 
-LAYOUT = (1, 1, 200, True, "none")
+LAYOUT = (1, 1, 200, True, "none", True)
 TEMPERATURE = 0.8
 
 
@@ -27,8 +28,8 @@ def by_transformers(folder, batch):
     """Gradients of -sum of advantage x log-prob x weight, by name."""
     model = AutoModelForCausalLM.from_pretrained(folder)
     recipe = RECIPES["reinforce"]
-    weights = token_weights(recipe, batch.mask, batch.sequence_of_token, batch.prompt_of_token, 40)
-    scale = batch.advantages * weights * batch.mask
+    weights = sequence_weights(recipe, batch.response_tokens, batch.prompt_index, 40)
+    scale = batch.advantages * weights[batch.sequence_of_token] * batch.mask
     for start, end in zip(batch.cu_seqlens[:-1].tolist(), batch.cu_seqlens[1:].tolist(), strict=True):
         ids = batch.tokens[start:end].unsqueeze(0)
         log_p = (model(ids).logits[0, :-1] / TEMPERATURE).log_softmax(-1)
@@ -51,7 +52,7 @@ def test_logits_are_rounded_only_where_the_config_says_so(mesh, qwen2, monkeypat
     for changes in ({}, {"fp32_logits": False}):
         own = config.model_copy(update={"learner": config.learner.model_copy(update=changes)})
         learner = Learner(own, RECIPES["reinforce"], read_hf_config(qwen2), mesh, temperature=TEMPERATURE)
-        logprobs, _ = learner.score(batch)
+        logprobs, _ = score(learner, batch)
         assert (logprobs[batch.mask == 0] == 0).all()
         found.append(logprobs[batch.mask > 0])
     half = len(asked) // 2
@@ -70,7 +71,7 @@ def test_gradients_are_those_of_transformers(mesh, request, family, precision, b
     learner = Learner(config, recipe, read_hf_config(folder), mesh, temperature=TEMPERATURE, shard_optimizer=False)
     batch = make_batch(recipe)
     batch.tokens = batch.tokens.clamp(min=1)  # transformers gives the embedding of padding, 0, no gradient
-    learner.backward(batch)
+    learner.backward(only_update(learner, learner.deal(batch)))
     found, expected = gradients_of(learner.policy, learner), by_transformers(folder, batch)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -81,16 +82,16 @@ def test_gradients_are_those_of_transformers(mesh, request, family, precision, b
 @pytest.mark.parametrize("packing", [True, False], ids=["packed", "padded"])
 def test_padding_to_a_multiple_of_16_tokens_changes_no_gradient(mesh, qwen2, packing):
     """As fp8 needs it; in fp32, where a difference would show."""
-    recipe, layout = RECIPES["ppo"], (1, 1, 200, packing, "none")
+    recipe, layout = RECIPES["ppo"], (1, 1, 200, packing, "none", packing)
     learner = Learner(config_for(str(qwen2), layout), recipe, read_hf_config(qwen2), mesh, shard_optimizer=False)
     assert learner.critic and learner.token_multiple == 1
     unsettle(learner.critic.module, mesh)
-    batch = learner.annotate(make_batch(recipe))
     found = []
     for learner.token_multiple in (1, 16):
-        logprobs, entropy, loss = learner.backward(batch)
+        share = only_update(learner, learner.annotate(learner.deal(make_batch(recipe))))
+        logprobs, entropy, loss = learner.backward(share)
         values = {"logprobs": logprobs, "entropy": entropy, "loss": torch.tensor(loss)}
-        values["value loss"] = torch.tensor(learner.backward_critic(batch))
+        values["value loss"] = torch.tensor(learner.backward_critic(share))
         for kind, trainable in learner.trainables.items():
             values |= {f"{kind} {name}": grad for name, grad in gradients_of(trainable, learner).items()}
         found.append(values)
@@ -109,9 +110,8 @@ def test_the_critics_head_is_in_float32_among_bfloat16_layers(mesh, qwen2):
     assert {param.dtype for param in learner.critic.module.decoder.parameters()} == {torch.bfloat16}
     with torch.no_grad():
         head.fill_(1.0)  # beside which a step of 1e-6 is nothing in bfloat16
-    batch = learner.annotate(make_batch(RECIPES["ppo"]))
-    learner.backward_critic(batch)
+    learner.backward_critic(only_update(learner, learner.annotate(learner.deal(make_batch(RECIPES["ppo"])))))
     assert head.dtype == head.main_grad.dtype == torch.float32
     assert (head.main_grad != head.main_grad.bfloat16()).any()
-    learner.update(batch, step=0)
+    learn(learner, make_batch(RECIPES["ppo"]))
     assert 0 < (head - 1.0).abs().max() < 1e-5

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from dealing import learn
 from layout_ranks import config_for, make_batch
 
 from megarl.algorithms.recipes import RECIPES
@@ -10,7 +11,7 @@ from megarl.learner.mesh import Mesh
 from megarl.learner.offload import Offload
 from megarl.models.family import read_hf_config
 
-LAYOUT = (1, 1, 200, True, "none")
+LAYOUT = (1, 1, 200, True, "none", True)
 PPO = RECIPES["ppo"]
 
 
@@ -71,7 +72,7 @@ def test_a_learner_that_lends_its_memory_goes_on_as_one_that_does_not(mesh, qwen
             assert {kind for kind, size in held(ours).items() if size} == stay
         assert weights[0].keys() == weights[1].keys()
         assert all(torch.equal(tensor, weights[1][name]) for name, tensor in weights[0].items())
-        updates = [learner.update(learner.annotate(make_batch(PPO)), step) for learner in (ours, other)]
+        updates = [learn(learner, make_batch(PPO), step) for learner in (ours, other)]
         assert torch.equal(updates[0].logprobs, updates[1].logprobs)
         assert updates[0].grad_norm == updates[1].grad_norm > 0
         assert updates[0].value_grad_norm == updates[1].value_grad_norm

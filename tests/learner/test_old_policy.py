@@ -5,18 +5,18 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.nn.functional as F
+from dealing import score
 from layout_ranks import config_for, make_batch
 
 from megarl.algorithms.recipe import Recipe
 from megarl.algorithms.recipes import RECIPES
-from megarl.batch import minibatches
 from megarl.learner.agreement import MismatchError, step_agreement
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
 from megarl.metrics import update_metrics
 from megarl.models.family import read_hf_config
 
-LAYOUT = (1, 1, 2000, True, "none")
+LAYOUT = (1, 1, 2000, True, "none", True)
 PROMPTS = 9
 
 
@@ -40,18 +40,17 @@ def updates_of(model, mesh, recipe):
     config = config_of(model, recipe)
     learner = Learner(config, recipe, read_hf_config(model), mesh)
     batch = make_batch(recipe)
-    before, _ = learner.score(batch)
-    batch = learner.annotate(batch)
-    pairs = recipe.objective == "dpo"
-    made = [(part, learner.update(part, step=0)) for part in minibatches(batch, PROMPTS, 4, 2, pairs)]
-    return before, batch, made
+    deal = learner.annotate(learner.deal(batch))
+    before, _ = learner.score(deal.whole())
+    return before, deal.batch, [(share, learner.update(share, step=0)) for share in learner.updates(deal)]
 
 
 def test_every_pair_is_compared_with_the_policy_that_began_the_step(qwen2, mesh):
     before, batch, made = updates_of(qwen2, mesh, RECIPES["iterative_dpo"])
     assert torch.equal(batch.old_logprobs, before)
-    assert [len(part) for part, _ in made] == [8, 8, 2] * 2
-    for i, (part, update) in enumerate(made):
+    assert [len(share.batch) for share, _ in made] == [8, 8, 2] * 2
+    for i, (share, update) in enumerate(made):
+        part = share.batch
         moved = part.advantages.sign() * (update.logprobs - part.old_logprobs) * part.mask
         margins = torch.zeros(PROMPTS).index_add(0, part.prompt_of_token, moved)[part.prompt_index.unique()]
         logits = 0.1 * margins
@@ -65,12 +64,14 @@ def test_every_ratio_is_taken_against_the_policy_that_began_the_step(qwen2, mesh
     recipe = RECIPES[name]
     before, batch, made = updates_of(qwen2, mesh, recipe)
     assert torch.equal(batch.old_logprobs, before)
-    drift = [float(((u.logprobs - part.old_logprobs) * part.mask).abs().max()) for part, u in made]
+    drift = [float(((u.logprobs - s.batch.old_logprobs) * s.batch.mask).abs().max()) for s, u in made]
     assert drift[0] < 1e-5 and min(drift[1:]) > 1e-2
     if recipe.needs_critic:
         response = batch.advantages[batch.mask > 0]
         assert abs(response.mean()) < 1e-5 and response.std() == pytest.approx(1, abs=1e-4)
-        rewards = make_batch(recipe).advantages  # gamma = lambda = 1: every token's return is its response's reward
+        # gamma = lambda = 1: every token's return is its response's reward
+        assert batch.returns[batch.mask > 0].unique().tolist() == [0.0, 1.0]
+        rewards = (batch.of_sequences(batch.returns) / batch.response_tokens)[batch.sequence_of_token]
         assert torch.allclose(batch.returns, rewards * batch.mask, atol=1e-6)
 
 
@@ -82,7 +83,7 @@ def test_every_ratio_is_taken_against_the_policy_that_began_the_step(qwen2, mesh
 def test_a_ratio_against_the_rollout_uses_the_engines_log_probs(qwen2, mesh, recipe):
     _, batch, made = updates_of(qwen2, mesh, recipe)
     assert torch.equal(batch.old_logprobs, batch.rollout_logprobs)
-    first, update = made[0]
+    first, update = made[0][0].batch, made[0][1]
     response = first.mask > 0
     ratio = (update.logprobs - first.rollout_logprobs)[response].double().exp()
     assert ratio.mean() < 0.5, "engine and learner agree, so any anchor would do"
@@ -95,8 +96,10 @@ def test_such_a_step_still_compares_the_engine_with_the_policy_that_sampled(qwen
     config = config_of(qwen2, recipe)
     learner = Learner(config, recipe, read_hf_config(qwen2), mesh)
     sampled = make_batch(recipe)
-    sampled.rollout_logprobs = learner.score(sampled)[0] + off
+    sampled.rollout_logprobs = score(learner, sampled)[0] + off
     sampled.weight_versions = torch.zeros(len(sampled.tokens), dtype=torch.int32)
-    made = [(part, learner.update(part, step=0)) for part in minibatches(learner.annotate(sampled), PROMPTS, 4, 2)]
+    deal = learner.deal(sampled)
+    learned = learner.annotate(deal)
+    made = [(share, learner.update(share, step=0)) for share in learner.updates(learned)]
     with pytest.raises(MismatchError) if off else nullcontext():
-        assert step_agreement(config, 0, sampled, made)["mismatch/mean"] < 1e-5
+        assert step_agreement(config, mesh, 0, deal, learned, made)["mismatch/mean"] < 1e-5

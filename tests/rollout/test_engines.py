@@ -11,6 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from dealing import learn, score
 from safetensors.torch import save_file
 
 from megarl.config import parse_config
@@ -97,7 +98,7 @@ def test_learner_vllm_and_transformers_agree_before_and_after_updates(pool, lear
         requests, answers = responses(pool)
         assert all((answer.weight_versions == version).all() for answer in answers)
         batch = batch_of(requests, answers)
-        scores, _ = learner.score(batch)
+        scores, _ = score(learner, batch)
         by_learner = scores[batch.mask > 0]
         by_vllm = torch.from_numpy(np.concatenate([answer.logprobs for answer in answers]))
         learner.export(tmp_path / str(version))
@@ -110,7 +111,7 @@ def test_learner_vllm_and_transformers_agree_before_and_after_updates(pool, lear
         assert (by_learner - by_vllm).abs().max() < 1e-4
         assert (by_learner - torch.cat(by_transformers).detach()).abs().max() < 1e-4
         seen.append(by_vllm[:16])
-        learner.update(batch, step=0)
+        learn(learner, batch)
     assert (seen[0] - seen[1]).abs().max() > 1e-2, "the update changed nothing, so agreement after it proves nothing"
 
 
@@ -174,7 +175,7 @@ def test_a_missing_tensor_is_refused_by_name(pool, learner):
     pool.update_weights(learner.hf_weights(), 10)
     requests, answers = responses(pool)
     batch = batch_of(requests, answers)
-    scores, _ = learner.score(batch)
+    scores, _ = score(learner, batch)
     by_vllm = torch.from_numpy(np.concatenate([answer.logprobs for answer in answers]))
     assert (scores[batch.mask > 0] - by_vllm).abs().max() < 1e-4
 
@@ -249,7 +250,7 @@ def test_new_weights_wait_for_responses_as_far_as_the_config_says(pool, learner,
     pool.update_weights(learner.hf_weights(), 0)
     learner.export(tmp_path)
     before = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
-    learner.update(batch_of(*responses(pool)), step=0)
+    learn(learner, batch_of(*responses(pool)))
 
     def update(process):
         updating = threading.Thread(target=pool.update_weights, args=(learner.hf_weights(), 1))
@@ -261,7 +262,7 @@ def test_new_weights_wait_for_responses_as_far_as_the_config_says(pool, learner,
     requests, answers = interrupted(pool, update, None, count=SLOTS + 3)
     assert (answers[-1].weight_versions == 1).all(), "it waited for a slot when the update was asked for"
     interrupted_at = []
-    scores, _ = learner.score(batch := batch_of(requests, answers))
+    scores, _ = score(learner, batch := batch_of(requests, answers))
     now = scores[batch.mask > 0].split([len(answer.token_ids) for answer in answers])
     for request, answer, by_learner in zip(requests, answers, now, strict=True):
         versions, logprobs = torch.from_numpy(answer.weight_versions), torch.from_numpy(answer.logprobs)

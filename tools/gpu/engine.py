@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gpu.models import GPU, make_config, make_learner, random_model
+from gpu.models import GPU, make_config, make_learner, only_update, random_model, score
 from gpu.report import Report
 from megarl.batch import build_demonstration_batch
 from megarl.config import Config
@@ -72,14 +72,14 @@ def run(report: Report) -> None:
                 report.number(f"weights {when}: {phase}", seconds, "s")
             report.number(f"weights {when}: in all", sum(pool.seconds.values()), "s")
             batch, by_engine, rate = _sample(pool, learner.arch.vocab_size, count, prompt, response)
-            by_learner = learner.score(batch)[0][batch.mask > 0]
+            by_learner = score(learner, batch)[batch.mask > 0]
             report.number(f"generation {when}", rate, "tokens/s")
             difference = (by_learner - by_engine).abs()
             report.at_most(f"engine against learner, mean, {when}", float(difference.mean()), LIMITS[precision], "nats")
             report.number(f"engine against learner, largest, {when}", float(difference.max()), "nats")
             if version == 0:
-                learner.update(batch, 0)
-                moved = float((learner.score(batch)[0][batch.mask > 0] - by_learner).abs().mean())
+                learner.update(only_update(learner, batch), 0)
+                moved = float((score(learner, batch)[batch.mask > 0] - by_learner).abs().mean())
                 # Else agreement after the update would prove nothing.
                 report.holds(
                     "the update moves what they agree on", moved > 5 * float(difference.mean()), f"{moved:.2g} nats"

@@ -12,6 +12,7 @@ import torch
 from megarl.algorithms.recipes import RECIPES
 from megarl.batch import Batch
 from megarl.config import parse_config
+from megarl.data.plan import Deal, Share
 from megarl.learner.learner import Learner
 from megarl.learner.mesh import Mesh
 from megarl.models.family import architecture, read_hf_config
@@ -64,7 +65,7 @@ def make_config(folder: Path, precision: str, prompt: int, response: int, **sect
         "model": {"path": str(folder), "precision": precision},
         "data": {"train": "arithmetic", "max_prompt_tokens": prompt},
         "rollout": {"max_response_tokens": response},
-        "learner": {"micro_batch_tokens": 8192},
+        "learner": {"micro_batch_tokens": 8192, "share_prompts": False},
         "optim": {"lr": 1e-6},
     }
     return parse_config(base | {name: base.get(name, {}) | values for name, values in sections.items()})
@@ -93,11 +94,34 @@ def make_batch(lengths: list[int], prompt: int, vocabulary: int, group: int = 4)
     cu_seqlens = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
     total = int(cu_seqlens[-1])
     position = torch.arange(total) - torch.repeat_interleave(cu_seqlens[:-1], sizes)
+    tokens = torch.randint(2, vocabulary, (total,), generator=generator)
+    for i, start in enumerate(cu_seqlens[:-1].tolist()):
+        first = int(cu_seqlens[i // group * group])
+        tokens[start : start + prompt] = tokens[first : first + prompt]
     return Batch(
-        tokens=torch.randint(2, vocabulary, (total,), generator=generator),
+        tokens=tokens,
         cu_seqlens=cu_seqlens,
         mask=(position >= prompt).float(),
         advantages=torch.repeat_interleave(torch.randn(len(sizes), generator=generator), sizes),
         prompt_index=torch.arange(len(sizes)) // group,
+        prompt_lengths=torch.full((len(sizes),), prompt),
         rollout_logprobs=torch.zeros(total),
     )
+
+
+def in_order(deal: Deal, values: torch.Tensor) -> torch.Tensor:
+    """Values of the tokens of this, the only, rank -> in the order of the batch that was dealt."""
+    parts = values.split(deal.batch.lengths.tolist())
+    return torch.cat([parts[i] for i in deal.plan.numbers(0).argsort().tolist()])
+
+
+def score(learner: Learner, batch: Batch) -> torch.Tensor:
+    """Log-probs f32[T] of the batch."""
+    deal = learner.deal(batch)
+    return in_order(deal, learner.score(deal.whole())[0])
+
+
+def only_update(learner: Learner, batch: Batch) -> Share:
+    """The update that learns from the whole batch."""
+    (share,) = learner.updates(learner.deal(batch))
+    return share

@@ -10,7 +10,17 @@ from typing import Any
 
 import torch
 
-from gpu.models import SIZES, layers_of, make_batch, make_config, make_learner, random_model
+from gpu.models import (
+    SIZES,
+    in_order,
+    layers_of,
+    make_batch,
+    make_config,
+    make_learner,
+    only_update,
+    random_model,
+    score,
+)
 from gpu.report import Report
 from megarl.algorithms.recipes import RECIPES
 from megarl.batch import Batch
@@ -55,7 +65,7 @@ def compare(report: Report, precision: str, limits: tuple[float, float], multipl
 
 
 def _learner(folder: Path, precision: str, packing: bool) -> tuple[Any, Any]:
-    options = {"micro_batch_tokens": 512, "packing": packing}
+    options = {"micro_batch_tokens": 512, "packing": packing, "share_prompts": "auto"}
     config = make_config(folder, precision, 16, 48, learner=options, run={"track_kl": True})
     learner = make_learner(config, "ppo", shard_optimizer=False)
     head = learner.critic.module.output_layer.weight
@@ -80,16 +90,18 @@ def _compute(learner: Any, critic: Any, name: str, batch: Batch | None = None) -
         def noise(seed: int, scale: float) -> torch.Tensor:
             return scale * torch.randn(len(batch.tokens), generator=torch.Generator().manual_seed(seed))
 
-        scores, _ = learner.score(batch)
+        scores = score(learner, batch)
         batch.rollout_logprobs = scores + noise(0, 0.1) * batch.mask
-        batch = learner.annotate(batch)
-        scores, _ = learner.score(batch)
+        deal = learner.annotate(learner.deal(batch))
+        batch = deal.batch.select(deal.plan.numbers(0).argsort())
         batch.old_logprobs, batch.ref_logprobs = scores + noise(1, 0.3), scores + noise(2, 0.3)
-    logprobs, entropy, loss = learner.backward(batch)
+    share = only_update(learner, batch)
+    logprobs, entropy, loss = learner.backward(share)
     gradients = _gradients(learner, learner.policy, "policy")
     if learner.critic:
-        learner.backward_critic(batch)
+        learner.backward_critic(share)
         gradients |= _gradients(learner, critic, "critic")
+    logprobs = in_order(learner.deal(batch), logprobs)
     return {"batch": batch, "logprobs": logprobs, "loss": loss, "gradients": gradients}
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from gpu.models import GPU, layers_of, make_batch, make_config, make_learner, random_model
+from gpu.models import GPU, layers_of, make_batch, make_config, make_learner, only_update, random_model
 from gpu.report import Report
 
 PEAK = {"fp32": 67e12, "bf16": 989e12, "fp8": 1979e12}  # of an H100, dense, FLOP/s
@@ -34,13 +34,14 @@ def measure(report: Report, size: str, precision: str, seconds: float, multiple:
         report.number(f"{what}: ready", time.monotonic() - began, "s")
         if GPU:
             torch.cuda.reset_peak_memory_stats()
-        first, losses = _seconds(lambda: learner.update(batch, 0).loss)
+        deal, share = learner.deal(batch), only_update(learner, batch)
+        first, losses = _seconds(lambda: learner.update(share, 0).loss)
         taken: dict[str, list[float]] = {"score": [], "backward": [], "update": []}
         ends, all_losses = time.monotonic() + seconds, [losses]
         while len(taken["update"]) < 2 or time.monotonic() < ends:
-            taken["score"].append(_seconds(lambda: learner.score(batch))[0])
-            taken["backward"].append(_seconds(lambda: learner.backward(batch))[0])
-            update, loss = _seconds(lambda: learner.update(batch, 0).loss)
+            taken["score"].append(_seconds(lambda: learner.score(deal.whole()))[0])
+            taken["backward"].append(_seconds(lambda: learner.backward(share))[0])
+            update, loss = _seconds(lambda: learner.update(share, 0).loss)
             taken["update"].append(update)
             all_losses.append(loss)
         report.holds(f"{what}: losses are finite", all(map(math.isfinite, all_losses)))

@@ -18,6 +18,8 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
+from megarl.data.packing import before, segment_positions
+
 
 def local_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     """Megatron's local GPT layers with our attention and norm, for this pipeline stage."""
@@ -30,33 +32,55 @@ def local_block_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
 
 @dataclass
 class PackedSequences(PackedSeqParams):
-    """Packed sequence boundaries, with what every layer derives from them computed once."""
+    """Boundaries of a packed micro-batch's segments, with what every layer derives from them computed once."""
+
+    prefix: Tensor | None = None  # i64[segments], as in MicroBatch
 
     @cached_property
     def positions(self) -> Tensor:
         """i64[T]: each token's position in its sequence."""
-        cu_seqlens = self.cu_seqlens_q.long()
-        return torch.arange(int(cu_seqlens[-1]), device=cu_seqlens.device) - torch.repeat_interleave(
-            cu_seqlens[:-1], cu_seqlens.diff()
-        )
+        return segment_positions(self.cu_seqlens_q.long(), self.prefix)
 
     @cached_property
-    def rectangles(self) -> list[tuple[Tensor, Tensor]]:
-        """Sequences of similar length (within a factor of two), as rows of a rectangle.
-
-        Each is (index i64[B, S] of tokens, valid bool[B, S]); one attention call serves a whole rectangle and less
-        than half of it is padding.
-        """
+    def rectangles(self) -> list[Rectangle]:
+        """All segments, those of similar length (and prefix) in one rectangle, of which less than half is padding."""
         cu_seqlens = self.cu_seqlens_q.long()
         starts, lengths = cu_seqlens[:-1], cu_seqlens.diff()
-        size_class = lengths.clamp(min=1).log2().floor()
+        prefix = torch.full_like(lengths, -1) if self.prefix is None else self.prefix
+        behind = before(lengths, prefix)
+        size_class = torch.stack([(x.clamp(min=1) + (x > 0)).log2().floor() for x in (lengths, behind)])
         result = []
-        for value in size_class.unique():
-            rows = (size_class == value).nonzero().squeeze(-1)
+        for value in size_class.unique(dim=1).unbind(1):
+            rows = (size_class == value[:, None]).all(0).nonzero().squeeze(-1)
             columns = torch.arange(int(lengths[rows].max()), device=cu_seqlens.device)
             valid = columns < lengths[rows, None]
-            result.append(((starts[rows, None] + columns) * valid, valid))
+            query = (starts[rows, None] + columns) * valid
+            if not behind[rows].any():
+                result.append(Rectangle(query, valid, query, None))
+                continue
+            ahead = torch.arange(int(behind[rows].max()), device=cu_seqlens.device)
+            seen = ahead < behind[rows, None]
+            key = torch.cat([(starts[prefix[rows], None] + ahead) * seen, query], 1)
+            causal = torch.ones(len(columns), len(columns), dtype=torch.bool, device=cu_seqlens.device).tril()
+            shape = (len(rows), len(columns))
+            mask = torch.cat([seen[:, None].expand(*shape, -1), causal.expand(*shape, -1)], 2)
+            result.append(Rectangle(query, valid, key, mask.unsqueeze(1)))
         return result
+
+    @cached_property
+    def order(self) -> Tensor:
+        """i64[T]: where each token stands among the valid ones of all rectangles."""
+        return torch.cat([rectangle.query[rectangle.valid] for rectangle in self.rectangles]).argsort()
+
+
+@dataclass(frozen=True)
+class Rectangle:
+    """Rows of segments that one attention call serves: indices of tokens, padded."""
+
+    query: Tensor  # i64[B, S]
+    valid: Tensor  # bool[B, S], the tokens of the segment
+    key: Tensor  # i64[B, K], the segment behind what it goes on behind
+    mask: Tensor | None  # bool[B, 1, S, K], what is seen; None: the tokens up to one's own
 
 
 class RotaryAttention(MegatronModule):
@@ -88,16 +112,17 @@ class RotaryAttention(MegatronModule):
             rows = [x.transpose(0, 1) for x in (query, key, value)]
             return self._attend(*rows).transpose(0, 1).flatten(2)
         query, key = (_rotate(x, packed_seq_params.positions, self.inv_freq) for x in (query, key))
-        output = torch.zeros_like(query)
-        for index, valid in packed_seq_params.rectangles:
-            attended = self._attend(query[index], key[index], value[index])
-            output = output.index_put((index[valid],), attended[valid])
-        return output.flatten(1)
+        outputs = [
+            self._attend(query[r.query], key[r.key], value[r.key], r.mask)[r.valid]
+            for r in packed_seq_params.rectangles
+        ]
+        return torch.cat(outputs)[packed_seq_params.order].flatten(1)
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:  # [B, S, n, D] -> [B, S, n, D]
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """query [B, S, n, D], key and value [B, K, g, D] -> [B, S, n, D]"""
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         output = F.scaled_dot_product_attention(
-            query, key, value, is_causal=True, scale=self.softmax_scale, enable_gqa=True
+            query, key, value, mask, is_causal=mask is None, scale=self.softmax_scale, enable_gqa=True
         )
         return output.transpose(1, 2)
 
