@@ -13,9 +13,10 @@ from pathlib import Path
 
 from megarl.config import Config, load_config
 from megarl.config.shipped import CONFIGS, copy_config
+from megarl.data.prompts import Splits
 from megarl.faults import raise_file_limit
 from megarl.files import refusal
-from megarl.launcher import USER_ERROR, launch
+from megarl.launcher import USER_ERROR, found_by_launch, launch
 from megarl.preflight import check_run
 from megarl.rank import join_launcher, launched_by_megarl, leave_launcher, say_last_words
 from megarl.resume import run_folder
@@ -54,30 +55,30 @@ def _run(options: argparse.Namespace, arguments: list[str]) -> None:
     options.folder = Path(config.run.dir)  # what is written to
     resume = getattr(options, "resume", False)
     raise_file_limit()
+    problems: Splits = {}  # of ranks that don't need them
     with ExitStack() as held:
         if options.command in ON_RANKS and (not is_rank or os.environ["RANK"] == "0"):
-            if not launched_by_megarl():
-                check_run(config, options.command, resume)
+            problems = found_by_launch() if launched_by_megarl() else check_run(config, options.command, resume)
             if not is_rank:
-                launch(config, arguments)
+                launch(config, arguments, problems)
                 return
-            held.enter_context(run_folder(config, options.command, resume))
-        RUNS[options.command](config, resume)
+            held.enter_context(run_folder(config, options.command, resume, problems))
+        RUNS[options.command](config, resume, problems)
 
 
-def _train(config: Config, resume: bool) -> None:
+def _train(config: Config, resume: bool, problems: Splits) -> None:
     from megarl.train import train
 
-    train(config, resume)
+    train(config, problems, resume)
 
 
-def _sft(config: Config, resume: bool) -> None:
+def _sft(config: Config, resume: bool, problems: Splits) -> None:
     from megarl.sft import sft
 
-    sft(config)
+    sft(config, problems)
 
 
-def _eval(config: Config, resume: bool) -> None:
+def _eval(config: Config, resume: bool, problems: Splits) -> None:
     from megarl.evaluate import evaluate
 
     evaluate(config)
@@ -110,7 +111,7 @@ def _recipes(options: argparse.Namespace) -> None:
             raise UserError("expected megarl recipes, megarl recipes NAME, or megarl recipes diff NAME NAME")
 
 
-RUNS: dict[str, Callable[[Config, bool], None]] = {"train": _train, "sft": _sft, "eval": _eval}
+RUNS: dict[str, Callable[[Config, bool, Splits], None]] = {"train": _train, "sft": _sft, "eval": _eval}
 ON_RANKS = (
     "train",
     "sft",

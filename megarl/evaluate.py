@@ -38,13 +38,13 @@ def evaluate(config: Config) -> None:
     check_continues(config)
     check_machine(config)
     problems = check_data(config, "eval")
-    check_reward(config, "eval")
+    check_reward(config, "eval", problems)
     with EvaluationFolder(config) as folder, _hf_folder(config, folder) as model:
         sampling = _sampling_config(config, model)
         check_model(sampling, "eval")
         check_prompts(sampling, "eval", problems)
         tokenizer = load_tokenizer(model)
-        prompts = load_prompts(config.data, "eval", tokenizer)
+        prompts = load_prompts(config.data, "eval", tokenizer, problems["eval"])
         folder.open(prompts.prompts, model)
         if len(folder.rows) < len(prompts.prompts):
             _sample(sampling, prompts, tokenizer, folder)

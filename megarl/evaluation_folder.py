@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from megarl.config import Config, dump_config
+from megarl.data.problems import told
 from megarl.files import locked, write_whole, writing
-from megarl.inputs import inputs, told
+from megarl.inputs import inputs
 from megarl.resume import HELD, check_is_folder, held_by, recorded_config
 from megarl.types import Prompt, RewardStatus, SampleGroup, UserError
 from megarl.versions import package_versions
@@ -82,7 +83,7 @@ class EvaluationFolder:
     def path(self) -> Path:
         return self.folder / "problems.jsonl"
 
-    def open(self, prompts: list[Prompt], model: Path) -> None:
+    def open(self, prompts: Sequence[Prompt], model: Path) -> None:
         """Take over what an earlier run has left; `model` is the Hugging Face folder that is evaluated.
 
         All is checked before a byte changes. Raises UserError naming what differs, or the row that is damaged.
@@ -206,7 +207,7 @@ class EvaluationFolder:
             "another run.dir"
         )
 
-    def _check_rows(self, rows: list[Row], prompts: list[Prompt]) -> None:
+    def _check_rows(self, rows: list[Row], prompts: Sequence[Prompt]) -> None:
         for number, (row, prompt) in enumerate(zip(rows, prompts, strict=False), 1):
             if [row[key] for key in TOLD] != told(prompt):
                 raise UserError(

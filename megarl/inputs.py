@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import ast
-import hashlib
-import json
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from megarl.config import Config
-from megarl.data.prompts import Problem
+from megarl.data.problems import Problem, digests
 from megarl.files import fingerprint
 from megarl.types import Prompt
 
 MODEL_FILES = (".safetensors", ".json", ".model", ".jinja", ".txt", ".tiktoken")  # weights, configuration, tokenizer
-Told = list[str]  # what a problem is: its source, id, text and answer
 
 
 def inputs(config: Config, model: Path, problems: Mapping[str, Iterable[Problem | Prompt]]) -> dict[str, str]:
@@ -26,17 +23,9 @@ def inputs(config: Config, model: Path, problems: Mapping[str, Iterable[Problem 
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
         found = dict(zip(files, pool.map(fingerprint, files.values()), strict=True))
     for key, members in problems.items():
-        sets: dict[str, list[Told]] = {}
-        for problem in members:
-            sets.setdefault(problem.source, []).append(told(problem))
-        for name, rows in sets.items():
-            digest = hashlib.sha256(json.dumps(rows).encode()).hexdigest()
-            found[f"{key}/{name.rpartition('/')[2]}"] = f"{len(rows)} problems, sha256 {digest}"
+        for name, digest in digests(members).items():
+            found[f"{key}/{name.rpartition('/')[2]}"] = digest
     return found
-
-
-def told(problem: Problem | Prompt) -> Told:
-    return [problem.source, problem.id, problem.text, problem.answer]
 
 
 def _code(reward: str) -> list[Path]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import sys
 import tempfile
 import uuid
 from pathlib import Path
+from typing import Any
 
 from megarl.config import Config, LearnerConfig
 from megarl.processes import describe_exit, python_command, python_path
@@ -16,6 +18,7 @@ from megarl.rank import LAST_WORDS
 from megarl.types import UserError
 
 USER_ERROR = 2  # exit status of a rank that refused the user's input
+FOUND = "found"  # beside the last words
 LOOPBACK = "127.0.0.1"  # this machine's name may mean nothing to it
 
 
@@ -23,8 +26,11 @@ class RunFailed(RuntimeError):
     """A rank ended the run; the message names the first one and what to do."""
 
 
-def launch(config: Config, arguments: list[str]) -> None:
-    """Run `megarl ARGUMENTS` on the config's number of ranks and wait for them. Exits on failure."""
+def launch(config: Config, arguments: list[str], found: Any) -> None:
+    """Run `megarl ARGUMENTS` on the config's number of ranks and wait for them. Exits on failure.
+
+    `found`, what has been read for it, is handed to rank 0.
+    """
     import logging
 
     import torch
@@ -58,6 +64,7 @@ def launch(config: Config, arguments: list[str]) -> None:
     )
     with tempfile.TemporaryDirectory() as last_words:
         os.environ |= python_path() | {LAST_WORDS: last_words}
+        (Path(last_words) / FOUND).write_bytes(pickle.dumps(found))
         for name, value in rank_environment(ranks, gpus, len(os.sched_getaffinity(0))).items():
             os.environ.setdefault(name, value)
         try:
@@ -76,6 +83,11 @@ def launch(config: Config, arguments: list[str]) -> None:
             raise RunFailed(f"rank {rank} {why}; logs are in {logs}{resume}") from None
         except SignalException as signalled:
             raise KeyboardInterrupt(signalled.sigval.name) from None
+
+
+def found_by_launch() -> Any:
+    """In a rank."""
+    return pickle.loads((Path(os.environ[LAST_WORDS]) / FOUND).read_bytes())
 
 
 def rank_count(learner: LearnerConfig, gpus: int) -> int:

@@ -5,31 +5,29 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from megarl.config import Config
+from megarl.data.prompts import Splits, load_splits
 from megarl.faults import check_shared_memory, has_bf16_products
 from megarl.launcher import rank_count
 from megarl.models.family import architecture, read_hf_config
 from megarl.resume import check_inputs, check_run_folder
 from megarl.types import UserError
 
-if TYPE_CHECKING:
-    from megarl.data.prompts import Problem
 
-
-def check_run(config: Config, command: str, resume: bool) -> None:
-    """Raises UserError, naming the key or row and what would be legal."""
+def check_run(config: Config, command: str, resume: bool) -> Splits:
+    """Raises UserError, naming the key or row and what would be legal; the problems that were checked."""
     check_run_folder(config, command, resume)
     check_precision(config)
     check_machine(config)
     check_model(config, command)
     check_gpu_memory(config, command)
     problems = check_data(config, command)
-    check_reward(config, command)
+    check_reward(config, command, problems)
     check_prompts(config, command, problems)
     if resume:
-        check_inputs(config)
+        check_inputs(config, problems)
+    return problems
 
 
 def check_machine(config: Config) -> None:
@@ -117,23 +115,18 @@ def check_gpu_memory(config: Config, command: str) -> None:
     check_budget(config, budget(config, arch, ranks, gpus * (ranks // here), total))
 
 
-def check_data(config: Config, command: str) -> list[list[Problem]]:
+def check_data(config: Config, command: str) -> Splits:
     """Raises UserError for what can't be read; the problems of each split that the command uses."""
-    from megarl.data.prompts import load_problems
-
-    held_out = [load_problems(config.data, "eval")] if config.data.eval and command != "sft" else []
-    if command == "eval":
-        return held_out
-    problems = load_problems(config.data, "train")
-    if config.schedule.prompts_per_step > len(problems):
+    problems = load_splits(config.data, command)
+    if command != "eval" and config.schedule.prompts_per_step > len(problems["train"]):
         raise UserError(
-            f"schedule.prompts_per_step={config.schedule.prompts_per_step} is more than the {len(problems)} rows of "
-            f"data.train={config.data.train}; use at most that"
+            f"schedule.prompts_per_step={config.schedule.prompts_per_step} is more than the {len(problems['train'])} "
+            f"rows of data.train={config.data.train}; use at most that"
         )
-    return [problems, *held_out]
+    return problems
 
 
-def check_prompts(config: Config, command: str, problems: list[list[Problem]]) -> None:
+def check_prompts(config: Config, command: str, problems: Splits) -> None:
     """What templates and tokenizer make of the problems, and of a response that the reward would accept.
 
     Warnings go to standard error.
@@ -145,19 +138,20 @@ def check_prompts(config: Config, command: str, problems: list[list[Problem]]) -
     tokenizer = load_tokenizer(config.model.path)
     vocabulary = read_hf_config(config.model.path).vocab_size
     warnings = [
-        warning for split in problems for warning in faithful.check_prompts(config.data, split, tokenizer, vocabulary)
+        warning
+        for split in problems.values()
+        for warning in faithful.check_prompts(
+            config.data, split, tokenizer, vocabulary, with_responses=command == "sft"
+        )
     ]
-    if command == "sft":
-        faithful.check_responses(problems[0], tokenizer)
-    else:
+    if command != "sft":
         Reader(config, tokenizer).check(config)
     for warning in dict.fromkeys(warnings):
         print(f"megarl: warning: {warning}", file=sys.stderr)
 
 
-def check_reward(config: Config, command: str) -> None:
+def check_reward(config: Config, command: str, problems: Splits) -> None:
     """The user's function is imported in a worker as it will be in the run; countdown's references must be readable."""
-    from megarl.data.prompts import load_problems
     from megarl.rewards.countdown import parse_reference
     from megarl.rollout.sampler import reward_pool
 
@@ -167,10 +161,8 @@ def check_reward(config: Config, command: str) -> None:
         with reward_pool(config.reward) as pool:
             pool.check()
     if config.reward.name == "countdown":
-        for split in ("train", "eval"):
-            if split == "train" and command == "eval" or split == "eval" and not config.data.eval:
-                continue
-            for problem in load_problems(config.data, split):
+        for split, members in problems.items():
+            for problem in members:
                 try:
                     parse_reference(problem.answer)
                 except ValueError as error:

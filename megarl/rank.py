@@ -14,7 +14,7 @@ from pathlib import Path
 
 from megarl.types import UserError
 
-LAST_WORDS = "MEGARL_LAST_WORDS"  # folder where ranks of `launch` say why they end
+LAST_WORDS = "MEGARL_LAST_WORDS"  # folder where `launch` leaves what it has read, and its ranks why they end
 PR_SET_PDEATHSIG = 1
 # What a launcher tells its ranks. Engines and single processes must not take them for their own.
 LAUNCHER_VARIABLES = (

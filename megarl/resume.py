@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from megarl.config import Config, load_config
-from megarl.data.prompts import load_problems
+from megarl.data.prompts import Splits, load_splits
 from megarl.files import locked, write_whole
 from megarl.inputs import inputs
 from megarl.models.find_checkpoint import latest_checkpoint, step_folders, step_of
@@ -83,10 +83,12 @@ def check_run_folder(config: Config, command: str, resume: bool) -> None:
         raise UserError(f"run.steps={config.run.steps}, but {checkpoint} is behind that; use at least its step")
 
 
-def check_inputs(config: Config, now: dict[str, str] | None = None) -> dict[str, str] | None:
+def check_inputs(
+    config: Config, problems: Splits | None = None, now: dict[str, str] | None = None
+) -> dict[str, str] | None:
     """Raises UserError where what the run to resume reads has changed. Says so where that was not recorded.
 
-    `now`: the fingerprints, where they are known; returns them where they are then.
+    `problems`, and `now`, the fingerprints: where they are known; returns the latter where they are then.
     """
     folder = Path(config.run.dir)
     if held_by(folder) is None:
@@ -95,7 +97,7 @@ def check_inputs(config: Config, now: dict[str, str] | None = None) -> dict[str,
     if record is None:
         print(f"megarl: {folder} has no inputs.json: whether what it reads is the same is not checked", file=sys.stderr)
         return now
-    now = now or _inputs(config)
+    now = now or _inputs(config, "train", problems)
     for name in [*now, *record.keys() - now.keys() - {"command"}]:
         if now.get(name) != record.get(name):
             what = "is new" if name not in record else "is gone" if name not in now else "has changed"
@@ -108,13 +110,16 @@ def check_inputs(config: Config, now: dict[str, str] | None = None) -> dict[str,
 
 
 @contextmanager
-def run_folder(config: Config, command: str, resume: bool) -> Iterator[None]:
-    """Holds the run's folder, and records what the run is begun from. On rank 0, after all checks."""
+def run_folder(config: Config, command: str, resume: bool, problems: Splits | None = None) -> Iterator[None]:
+    """Holds the run's folder, and records what the run is begun from. On rank 0, after all checks.
+
+    `problems`: those that the command uses, where they have been read.
+    """
     folder = Path(config.run.dir)
     with locked(folder, "run.dir", f"megarl {command}"):
         check_run_folder(config, command, resume)  # again: another run may have ended since
         if held_by(folder) is None or _record(folder) is None:
-            text = json.dumps({"command": command, **_inputs(config, command)}, indent=2, ensure_ascii=False)
+            text = json.dumps({"command": command, **_inputs(config, command, problems)}, indent=2, ensure_ascii=False)
             write_whole(folder / "inputs.json", text + "\n")
         yield
 
@@ -180,11 +185,9 @@ def differing(now: Config, before: Config, free: Iterable[str]) -> list[tuple[st
     return changed
 
 
-def _inputs(config: Config, command: str = "train") -> dict[str, str]:
-    problems = {"data.train": load_problems(config.data, "train")}
-    if config.data.eval and command != "sft":
-        problems["data.eval"] = load_problems(config.data, "eval")
-    return inputs(config, Path(config.model.path), problems)
+def _inputs(config: Config, command: str, problems: Splits | None) -> dict[str, str]:
+    problems = load_splits(config.data, command) if problems is None else problems
+    return inputs(config, Path(config.model.path), {f"data.{split}": members for split, members in problems.items()})
 
 
 def _record(folder: Path) -> dict[str, str] | None:

@@ -9,6 +9,7 @@ from typing import Any
 from megarl.algorithms.credit import credit_groups
 from megarl.batch import Kept
 from megarl.config import Config
+from megarl.data.prompts import Splits
 from megarl.data.tokenizer import load_tokenizer
 from megarl.learner.agreement import probe_agreement, probe_policy, step_agreement
 from megarl.learner.checkpoint import CheckpointStore
@@ -25,8 +26,8 @@ from megarl.runlog import RunLog, summary
 from megarl.types import Metrics
 
 
-def train(config: Config, resume: bool = False) -> None:
-    """Run `config` to its last step. Collective. Raises UserError before anything is generated."""
+def train(config: Config, problems: Splits, resume: bool = False) -> None:
+    """Run `config` to its last step on rank 0's problems. Collective. Raises UserError before anything is generated."""
     started = time.time()
     check_precision(config.model.precision)
     hf_config = read_hf_config(config.model.path)
@@ -44,6 +45,7 @@ def train(config: Config, resume: bool = False) -> None:
         RolloutSource(
             config,
             mesh,
+            problems,
             load_tokenizer(config.model.path),
             sorted(hf_names(architecture(hf_config))),
             log,

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from megarl.config import Config, dump_config, load_config
+from megarl.data.prompts import load_splits
 from megarl.evaluation_folder import check_continues
 from megarl.preflight import check_run_folder
 from megarl.resume import CHANGEABLE, check_inputs, differing, held_by, run_folder, set_aside
@@ -206,6 +207,19 @@ def test_copies_and_what_is_not_read_change_nothing(project):
     rewrite("held_out.jsonl", b'"8+2="', b'"8+9="')(project)  # behind eval_limit
     rewrite("rows.jsonl", b'{"question"', b'{"note": "new", "question"')(project)
     check_inputs(load(project))
+
+
+def test_what_was_read_for_the_checks_is_not_read_again(project):
+    config = load(project)
+    begin(project)
+    problems = load_splits(config.data, "train")
+    (project / "rows.jsonl").unlink()
+    (project / "held_out.jsonl").unlink()
+    check_inputs(config, problems)
+    with run_folder(load(project, f"run.dir={project}/other"), "train", False, problems):
+        pass
+    records = [json.loads((project / run / "inputs.json").read_text()) for run in ("run", "other")]
+    assert records[0] == records[1] and "data.eval/mine" in records[0]
 
 
 def test_a_run_of_before_the_record_is_gone_on_with_and_recorded_then(project, capsys):

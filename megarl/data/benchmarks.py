@@ -45,9 +45,9 @@ class Layout:
 
     def read(self, where: str, row: Row) -> tuple[str, str]:
         """Problem and reference answer. Raises UserError for a missing column, UnusableRow for an empty one."""
-        settings = {column: self.problem_setting for column in self.problem} | {self.answer: self.answer_setting}
-        for column, setting in settings.items():
+        for column in (*self.problem, self.answer):
             if not has(row, column):
+                setting = self.answer_setting if column == self.answer else self.problem_setting
                 raise UserError(f"{where} has no column '{column}'{setting}; it has: {', '.join(names_of(row))}")
         problem = " ".join(self._problem(where, row, column) for column in self.problem)
         answer = self._answer(where, row)

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from array import array
 from collections.abc import Sequence
+from heapq import nlargest
 from typing import Any, Literal
 from unicodedata import normalize
 
 from megarl.config import DataConfig
 from megarl.data.columns import Turn
-from megarl.data.prompts import Problem, encode_prompts, prompt_texts
+from megarl.data.problems import Problem
+from megarl.data.prompts import encode_prompts, prompt_texts
 from megarl.data.templates import CLOCK, chat_of, check_opens_turn, fill, frame, special_ids
 from megarl.types import UserError
 
@@ -26,8 +29,13 @@ RESTORE = (
 )
 
 
-def check_prompts(data: DataConfig, problems: Sequence[Problem], tokenizer: Any, vocabulary: int) -> list[str]:
-    """Raises UserError, naming the row and what to set; returns warnings. `vocabulary` is the size of the embedding."""
+def check_prompts(
+    data: DataConfig, problems: Sequence[Problem], tokenizer: Any, vocabulary: int, with_responses: bool = False
+) -> list[str]:
+    """Raises UserError, naming the row and what to set; returns warnings. `vocabulary` is the size of the embedding.
+
+    All but the control tokens is looked for in some of the rows. `with_responses`: in sft's too.
+    """
     rows = sample_rows(problems)
     texts, prompts = prompt_texts(data, rows, tokenizer), encode_prompts(data, rows, tokenizer)
     if data.chat_template:
@@ -45,6 +53,8 @@ def check_prompts(data: DataConfig, problems: Sequence[Problem], tokenizer: Any,
     told = [f"{next(iter(changes))} ({len(changes)} of {len(rows)} rows looked at)"] if changes else []
     if sum(changes.values()) >= BAD_SHARE * len(rows):
         raise UserError(f"{told[0]}; {RESTORE}")
+    if with_responses:
+        check_responses(rows, tokenizer)
     first: dict[tuple[int, ...], Problem] = {}
     for row, ids in zip(rows, prompts, strict=True):
         same = first.setdefault(tuple(ids), row)
@@ -53,9 +63,9 @@ def check_prompts(data: DataConfig, problems: Sequence[Problem], tokenizer: Any,
     return told + _warnings(data, problems, texts[0], prompts[0], tokenizer)
 
 
-def check_responses(problems: Sequence[Problem], tokenizer: Any) -> None:
+def check_responses(rows: Sequence[Problem], tokenizer: Any) -> None:
     """The responses of sft, which are answers, against what the tokenizer gives back of them."""
-    for row in sample_rows(problems):
+    for row in rows:
         said = _read(tokenizer, tokenizer(row.answer, add_special_tokens=False)["input_ids"])
         if normalize("NFKC", row.answer).strip() not in normalize("NFKC", said):
             raise UserError(
@@ -67,14 +77,15 @@ def sample_rows(problems: Sequence[Problem]) -> list[Problem]:
     """Spread over the set, the longest, and those with characters that no row before them has."""
     count = len(problems)
     chosen = {i * (count - 1) // (SPREAD - 1) for i in range(SPREAD)}
-    chosen |= set(sorted(range(count), key=lambda i: -len(problems[i].text))[:LONGEST])
     characters: set[str] = set()
-    found = 0
+    found, lengths = 0, array("q")
     for i, problem in enumerate(problems):
+        lengths.append(len(problem.text))
         if found < CHARACTERS and not characters.issuperset(problem.text):
             characters.update(problem.text)
             chosen.add(i)
             found += 1
+    chosen |= set(nlargest(LONGEST, range(count), key=lengths.__getitem__))
     return [problems[i] for i in sorted(chosen)]
 
 

@@ -200,10 +200,13 @@ def _object(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_object)
+
+
 def _row(where: str, line: bytes) -> Row:
     """Raises UserError for what is no JSON object, or can't be written as text again."""
     try:
-        row = json.loads(line.decode(), object_pairs_hook=_object)
+        row = _DECODER.decode(line.decode())
         if b"\\u" in line:
             json.dumps(row, ensure_ascii=False).encode()
     except UnicodeDecodeError:

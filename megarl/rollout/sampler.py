@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -43,7 +43,7 @@ class Sampler:
 
     async def sample(
         self,
-        prompts: list[Prompt],
+        prompts: Sequence[Prompt],
         n: int,
         sampling: Sampling,
         seed: tuple[Any, ...],
@@ -100,7 +100,7 @@ class Sampler:
         ]
         return [SampleGroup(prompt, samples[i * n : (i + 1) * n]) for i, prompt in enumerate(prompts)]
 
-    async def evaluate(self, prompts: list[Prompt], advance: Callable[[int], object]) -> list[SampleGroup]:
+    async def evaluate(self, prompts: Sequence[Prompt], advance: Callable[[int], object]) -> list[SampleGroup]:
         """eval.samples_per_prompt scored samples of each held-out prompt, with the same random numbers every time.
 
         `advance` is told how many responses have arrived.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from megarl.config import Config
-from megarl.data.prompts import PromptSet, load_prompts
+from megarl.data.prompts import PromptSet, Splits, load_prompts
 from megarl.rollout.connection import Invitation
 from megarl.rollout.hosts import Host, Nodes
 from megarl.rollout.probe import sample_probe
@@ -50,7 +50,9 @@ class RolloutSource:
     is to come from are there.
     """
 
-    def __init__(self, config: Config, ranks: Ranks, tokenizer: Any, tensor_names: list[str], log: RunLog) -> None:
+    def __init__(
+        self, config: Config, ranks: Ranks, problems: Splits, tokenizer: Any, tensor_names: list[str], log: RunLog
+    ) -> None:
         self.config, self.ranks, self.log = config, ranks, log
         self.sampler: Sampler | None = None
         self._version: int | None = None  # of the weights served
@@ -60,7 +62,7 @@ class RolloutSource:
         hosts = first_ranks(ranks)[: config.rollout.engines] if config.rollout.placement != "ray" else []
         nodes = None
         if ranks.rank == 0:
-            self.train_prompts, self.eval_prompts = _load_prompts(config, tokenizer, log)
+            self.train_prompts, self.eval_prompts = _load_prompts(config, problems, tokenizer, log)
             nodes = Nodes(config, len(hosts), log.say) if len(hosts) > 1 else None
             self.sampler = Sampler(config, tokenizer, tensor_names, log, nodes)
         invitation: Invitation | None = ranks.broadcast(nodes and nodes.invitation)
@@ -214,10 +216,12 @@ def start_host(config: Config, invitation: Invitation, node: int, nodes: int) ->
         ) from None
 
 
-def _load_prompts(config: Config, tokenizer: Any, log: RunLog) -> tuple[PromptSet, PromptSet]:
+def _load_prompts(config: Config, problems: Splits, tokenizer: Any, log: RunLog) -> tuple[PromptSet, PromptSet]:
     """Training and evaluation prompts (none without data.eval), checked against the schedule."""
-    train = load_prompts(config.data, "train", tokenizer)
-    held_out = load_prompts(config.data, "eval", tokenizer) if config.data.eval else PromptSet([], 0)
+    train, held_out = (
+        load_prompts(config.data, split, tokenizer, problems[split]) if split in problems else PromptSet([], 0)
+        for split in ("train", "eval")
+    )
     for name, prompts in (("train", train), ("eval", held_out)):
         if prompts.dropped:
             log.say(f"data.{name}: dropped {prompts.dropped} prompts of over {config.data.max_prompt_tokens} tokens")

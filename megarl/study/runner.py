@@ -126,7 +126,7 @@ def _check(study: Study, pending: list[Row]) -> None:
             if firsts.get(row.recipe) is row:
                 check_run(config, "train", resume=True)
             if (row.folder / "inputs.json").is_file():
-                known[read] = check_inputs(config, known.get(read))
+                known[read] = check_inputs(config, now=known.get(read))
         except UserError as error:
             raise UserError(f"{row.name}: {error}") from None
 

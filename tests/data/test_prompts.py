@@ -10,7 +10,15 @@ from tokenizers import normalizers
 
 from megarl.config import DataConfig
 from megarl.data import arithmetic
-from megarl.data.prompts import PromptSet, encode_prompts, load_problems, load_prompts, prompt_texts, stable_hash
+from megarl.data.prompts import (
+    PromptSet,
+    encode_prompts,
+    load_problems,
+    load_prompts,
+    load_splits,
+    prompt_texts,
+    stable_hash,
+)
 from megarl.types import Prompt, UserError
 
 
@@ -232,7 +240,7 @@ def test_the_built_in_task_keeps_its_splits_apart():
     held_out = load_problems(DataConfig(train="arithmetic", eval="arithmetic"), "eval")
     assert len(train) == 500 and len({p.id for p in train}) == 500
     assert not {p.text for p in train} & {p.text for p in held_out}
-    assert train == load_problems(DataConfig(train="arithmetic", train_limit=500), "train")
+    assert list(train) == list(load_problems(DataConfig(train="arithmetic", train_limit=500), "train"))
 
 
 def test_prompts_over_the_limit_are_dropped_and_counted(tmp_path, tokenizer):
@@ -272,6 +280,58 @@ def test_a_chat_template_wraps_system_prompt_and_problem():
     assert encode_prompts(data, ["1", "2"], tokenizer) == [
         tokenizer(text)["input_ids"] for text in ("87;91=;~", "87;92=;~")
     ]
+
+
+@pytest.mark.parametrize("template", [None, CHATML])
+def test_prompts_that_wait_for_their_turn_are_those_of_all_tokenised_at_once(tmp_path, template):
+    texts = ["½" * (i % 5) + f" {i} " * (i % 9 + 1) for i in range(3000)]
+    path = write(tmp_path / "rows.jsonl", *({"question": text, "answer": len(text)} for text in texts))
+    tokenizer = byte_level(template)
+    data = DataConfig(train=path, max_prompt_tokens=60 if template else 20, chat_template=bool(template))
+    problems = load_problems(data, "train")
+    pairs = zip(problems, encode_prompts(data, problems, tokenizer), strict=True)
+    eager = [
+        Prompt(problem.id, problem.text, np.array(ids, np.int32), problem.answer, problem.source)
+        for problem, ids in pairs
+        if len(ids) <= data.max_prompt_tokens
+    ]
+    lazy = load_prompts(data, "train", tokenizer)
+    assert lazy.dropped == len(texts) - len(eager) > 100
+
+    def seen(prompts):
+        steps = [prompts.at_step(step, 50, seed=1) for step in (0, 3, 71)]
+        chosen = [*steps, prompts.replacements(2, 5, 1, {p.id for p in steps[0]}), prompts.prompts[:8]]
+        return [[(p.id, p.text, p.answer, p.source, p.token_ids.tolist()) for p in group] for group in chosen]
+
+    assert seen(lazy) == seen(PromptSet(eager, lazy.dropped))
+
+
+def test_the_prompts_of_given_problems_need_no_source(tmp_path, tokenizer):
+    path = write(tmp_path / "rows.jsonl", GOOD, GOOD)
+    data = DataConfig(train=path, eval=path)
+    splits = load_splits(data, "train")
+    Path(path).unlink()
+    for split, problems in splits.items():
+        prompts = load_prompts(data, split, tokenizer, problems).prompts
+        assert [prompt.text for prompt in prompts] == ["1+2=", "1+2="]
+
+
+def test_a_command_reads_the_splits_that_it_uses(tmp_path):
+    path = write(tmp_path / "rows.jsonl", GOOD)
+    both, alone = DataConfig(train=path, eval=path), DataConfig(train=path)
+    assert [list(load_splits(both, command)) for command in ("train", "sft", "eval")] == [
+        ["train", "eval"],
+        ["train"],
+        ["eval"],
+    ]
+    assert list(load_splits(alone, "train")) == ["train"]
+
+
+def test_a_row_that_a_template_fails_on_is_named_among_others(tmp_path):
+    path = write(tmp_path / "rows.jsonl", GOOD, {"question": "2", "answer": "2"}, GOOD)
+    failing = CHATML + "{% if messages[0]['content'] == '2' %}{{ raise_exception('no 2') }}{% endif %}"
+    message = refusal(load_prompts, DataConfig(train=path, chat_template=True), "train", byte_level(failing))
+    assert message.startswith("rows.jsonl:2: this model's chat template fails: no 2")
 
 
 def prompt_set(count):
