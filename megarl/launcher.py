@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megarl.config import Config, LearnerConfig
-from megarl.processes import describe_exit, python_command, python_path
+from megarl.processes import cores, describe_exit, python_command, python_path
 from megarl.rank import LAST_WORDS
 from megarl.types import UserError
 
@@ -65,7 +65,7 @@ def launch(config: Config, arguments: list[str], found: Any) -> None:
     with tempfile.TemporaryDirectory() as last_words:
         os.environ |= python_path() | {LAST_WORDS: last_words}
         (Path(last_words) / FOUND).write_bytes(pickle.dumps(found))
-        for name, value in rank_environment(ranks, gpus, len(os.sched_getaffinity(0))).items():
+        for name, value in rank_environment(ranks, gpus, cores()).items():
             os.environ.setdefault(name, value)
         try:
             elastic_launch(launch_config, sys.executable)(*python_command("megarl.cli", *arguments)[1:])

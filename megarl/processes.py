@@ -61,6 +61,15 @@ def memory_limit() -> int:
     return min(limits)
 
 
+def cores() -> int:
+    """Those that this process and its children may run on, and no more than the share of its control group."""
+    counts = [len(os.sched_getaffinity(0))]
+    for file in _group_files("cpu.max", "cpu.max"):  # version 1 has no such file
+        time, _, period = _read(file).strip().partition(" ")
+        counts += [int(time) // int(period)] if time.isdigit() else []  # or "max"
+    return max(min(counts), 1)
+
+
 def _group_files(version2: str, version1: str) -> Iterator[Path]:
     """A file of this process's control group and of those around it, innermost first."""
     for line in _read(Path("/proc/self/cgroup")).splitlines():

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megarl.processes import ROOT, describe_exit, memory_kills, memory_limit, python_command, python_path
+from megarl.processes import ROOT, cores, describe_exit, memory_kills, memory_limit, python_command, python_path
 
 SHADOWS = ("queue", "random", "types", "json", "select")
 
@@ -83,3 +83,13 @@ def test_a_process_that_the_kernel_ends_for_memory_is_said_to_have_run_out_of_it
     finally:
         os.rmdir(group)
     assert "was killed by SIGKILL, probably out of memory (of 0.2 GiB): lower" in done.stdout, done.stderr
+
+
+def test_cores_are_those_that_the_process_may_run_on():
+    allowed = os.sched_getaffinity(0)
+    assert 1 <= cores() <= len(allowed)
+    os.sched_setaffinity(0, list(allowed)[:1])
+    try:
+        assert cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)

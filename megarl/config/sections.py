@@ -210,7 +210,9 @@ class RewardConfig(Section):
     lenient: bool = Field(
         False, description="math: without a box, take the last expression, as the paper's grader does"
     )
-    workers: int = Field(1, ge=1, description="processes for answers that need computer algebra")
+    workers: int | None = Field(
+        None, ge=1, description="processes for answers that need computer algebra; null: one for every four cores"
+    )
     cpu_seconds: float = Field(2.0, gt=0, description="CPU time for one answer")
     memory_mib: int = Field(2048, ge=512, description="address space of a worker")
     recycle_after: int = Field(2000, ge=1, description="answers that a worker checks before a fresh one replaces it")

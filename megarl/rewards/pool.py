@@ -21,6 +21,8 @@ STARTS = 3  # in a row that fail: the fault is the installation's
 ATTEMPTS = 2  # at a question by workers that die of it or get stuck
 CACHED_VERDICTS = 1 << 14
 MAX_REFERENCE_CHARACTERS = 4096
+CORES_PER_WORKER = 4  # the others are for engines and ranks, and for the thread that asks the workers
+MOST_WORKERS = 16
 MAX_CACHED_CHARACTERS = 1024  # of an answer or reference whose verdict is kept
 
 Progress = Callable[[int], object]  # takes how many of a batch have their verdict
@@ -33,6 +35,11 @@ class Verdict:
     status: RewardStatus
     extracted: str | None
     reason: str
+
+
+def worker_count(cores: int) -> int:
+    """Of a pool on a machine that has other things to do."""
+    return min(max(cores // CORES_PER_WORKER, 1), MOST_WORKERS)
 
 
 def _ignore(question: Question, verdict: Verdict) -> None:

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 
 from megarl.config import Config, RewardConfig
 from megarl.data.prompts import stable_hash
+from megarl.processes import cores
 from megarl.rewards.alarm import Alarm, nothing_to_reward
-from megarl.rewards.pool import RewardPool
+from megarl.rewards.pool import RewardPool, worker_count
 from megarl.rollout.grading import Grader
 from megarl.rollout.hosts import Nodes
 from megarl.rollout.messages import FIRST, Request, Response, Sampling
@@ -122,7 +123,7 @@ class Sampler:
 
 def reward_pool(reward: RewardConfig) -> RewardPool:
     return RewardPool(
-        workers=reward.workers,
+        workers=reward.workers or worker_count(cores()),
         cpu_seconds=reward.cpu_seconds,
         memory_bytes=reward.memory_mib << 20,
         recycle_after=reward.recycle_after,

@@ -8,7 +8,7 @@ import time
 import psutil
 import pytest
 
-from megarl.rewards.pool import RewardPool, Verdict
+from megarl.rewards.pool import RewardPool, Verdict, worker_count
 from megarl.types import RewardStatus, UserError
 
 pytestmark = pytest.mark.processes
@@ -282,6 +282,10 @@ def test_threads_that_grade_at_once_all_get_their_verdicts(pool):
     with contextlib.ExitStack() as stack:
         results = [stack.enter_context(grading(pool, items(batch))) for batch in batches]
     assert [statuses(verdicts) for verdicts in results] == [["correct"] * 3, ["wrong"] * 3] * 2
+
+
+def test_a_machine_gives_a_quarter_of_its_cores_to_grading():
+    assert [worker_count(cores) for cores in (1, 2, 7, 8, 16, 64, 256)] == [1, 1, 1, 2, 4, 16, 16]
 
 
 def test_impossible_settings_are_named():
