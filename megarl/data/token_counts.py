@@ -9,10 +9,9 @@ import json
 import re
 from collections.abc import Sequence
 from typing import Any
+from unicodedata import normalize
 
-# A normal form has at most so many times the bytes of a text (Unicode annex 15, expansion factors in UTF-8), and leaves
-# ASCII as it is, but for a character before a combining one.
-GROWTH = {None: 1, "NFC": 3, "NFD": 3, "NFKC": 11, "NFKD": 11}
+FORMS: tuple[Any, ...] = ("NFC", "NFD", "NFKC", "NFKD")  # that a tokenizer may bring texts into
 PRINTABLE = [chr(i) for i in range(33, 127)]  # a byte-level vocabulary writes these as they are
 
 
@@ -22,11 +21,12 @@ class TokenCounter:
     def __init__(self, tokenizer: Any, add_special_tokens: bool) -> None:
         self._encode, self._special = tokenizer, add_special_tokens
         backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-        self._growth = _growth(backend) if backend else None
-        if self._growth:
+        self._is_known = bool(backend) and _is_byte_level(backend)
+        if self._is_known:
+            (self._form,) = [form["type"] for form in _parts(backend.normalizer, "normalizers")] or [None]
             self._added = backend.num_special_tokens_to_add(False) if add_special_tokens else 0
             known = "".join(re.escape(char) for char in PRINTABLE if backend.model.token_to_id(char) is not None)
-            self._token = re.compile(rf"[{known}](?=[\x00-\x7f]|\Z)" if known else r"(?!)")  # surely is, or is in, one
+            self._token = re.compile(f"[{known}]" if known else r"(?!)")  # what is a token, if not a part of one
 
     def __call__(self, texts: Sequence[str], limit: int) -> list[int]:
         """Exact, except that a text which surely has a token and not more than `limit` may have fewer than this."""
@@ -40,22 +40,23 @@ class TokenCounter:
 
     def _most(self, text: str) -> int | None:
         """Tokens that a text doesn't have more of, where that is known and it surely has any."""
-        if not self._growth or not self._token.search(text):
+        if not self._is_known:
             return None
-        return self._added + (len(text) if text.isascii() else self._growth * len(text.encode()))
+        read = text if self._form is None or text.isascii() else normalize(self._form, text)
+        return self._added + max(len(text.encode()), len(read.encode())) if self._token.search(read) else None
 
 
-def _growth(backend: Any) -> int | None:
-    """How many times the bytes of a text there may be tokens of it; None where that isn't known."""
+def _is_byte_level(backend: Any) -> bool:
+    """BPE on the bytes of whole texts, in at most one normal form."""
     from tokenizers.models import BPE
 
     model, steps = backend.model, _parts(backend.pre_tokenizer, "pretokenizers")
-    normalizers = _parts(backend.normalizer, "normalizers") or [{"type": None}]
-    if not isinstance(model, BPE) or len(normalizers) > 1 or not all(map(_keeps_bytes, steps)):
-        return None
+    forms = _parts(backend.normalizer, "normalizers")
+    if not isinstance(model, BPE) or len(forms) > 1 or any(form["type"] not in FORMS for form in forms):
+        return False
     if model.byte_fallback or model.continuing_subword_prefix or model.end_of_word_suffix:
-        return None
-    return GROWTH.get(normalizers[0]["type"]) if [step["type"] for step in steps].count("ByteLevel") == 1 else None
+        return False
+    return all(map(_keeps_bytes, steps)) and [step["type"] for step in steps].count("ByteLevel") == 1
 
 
 def _keeps_bytes(step: dict[str, Any]) -> bool:
