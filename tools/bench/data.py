@@ -61,50 +61,65 @@ def make_rows(count: int, folder: Path) -> None:
             table.write_table(pyarrow.Table.from_pylist(group, schema))
 
 
-def reading(config: Config, command: str, found: Path) -> dict[str, float]:
+class Laps:
+    """Of this process: [wall seconds, CPU seconds] of each, so that a busy machine shows."""
+
+    def __init__(self) -> None:
+        self.told: dict[str, Any] = {}
+        self._since = time.perf_counter(), time.process_time()
+
+    def end(self, name: str) -> None:
+        now = time.perf_counter(), time.process_time()
+        self.told[name] = [round(after - before, 1) for before, after in zip(self._since, now, strict=True)]
+        self._since = now
+
+
+def reading(config: Config, command: str, found: Path) -> dict[str, Any]:
     from megarl.data.sources import Rows
 
-    started = time.perf_counter()
+    laps = Laps()
     for _ in Rows("data.train", config.data.train):
         pass
-    return {"read": time.perf_counter() - started}
+    laps.end("read")
+    return laps.told
 
 
 def checks(config: Config, command: str, found: Path) -> dict[str, Any]:
+    from megarl.data.tokenizer import load_tokenizer
     from megarl.preflight import check_data, check_prompts, check_reward
 
-    started = time.perf_counter()
+    load_tokenizer(config.model.path)  # what it imports, and takes, has nothing to do with the rows
+    laps = Laps()
     problems = check_data(config, command)
-    kept = time.perf_counter()
+    laps.end("read and keep")
     check_reward(config, command, problems)
     check_prompts(config, command, problems)
-    checked = time.perf_counter()
+    laps.end("check")
     found.write_bytes(pickle.dumps(problems))
-    rank = run("rank_0", *sys.argv[3:])  # while this process holds what it has read
-    return {"read and keep": kept - started, "check": checked - kept, "rank_0": rank}
+    return laps.told | {"rank_0": run("rank_0", *sys.argv[3:])}  # while this process holds what it has read
 
 
-def rank_0(config: Config, command: str, found: Path) -> dict[str, float]:
+def rank_0(config: Config, command: str, found: Path) -> dict[str, Any]:
     from megarl.data.prompts import load_prompts
     from megarl.data.tokenizer import load_tokenizer
     from megarl.resume import run_folder
     from megarl.sft import Demonstrations
 
     tokenizer = load_tokenizer(config.model.path)
-    started = time.perf_counter()
+    laps = Laps()
     problems = pickle.loads(found.read_bytes())
     with run_folder(config, command, resume=False, problems=problems):
-        recorded = time.perf_counter()
+        laps.end("record")
     if command == "sft":
         demonstrations = Demonstrations(config, tokenizer, problems["train"])
-        chosen = time.perf_counter()
+        laps.end("choose what fits")
         demonstrations.at_step(0)
     else:
         prompts = load_prompts(config.data, "train", tokenizer, problems["train"])
-        chosen = time.perf_counter()
+        laps.end("choose what fits")
         prompts.at_step(0, config.schedule.prompts_per_step, config.run.seed)
-    first = time.perf_counter()
-    return {"record": recorded - started, "choose what fits": chosen - recorded, "first step": first - chosen}
+    laps.end("first step")
+    return laps.told
 
 
 PARTS = {part.__name__: part for part in (reading, checks, rank_0)}
@@ -124,10 +139,7 @@ def main() -> None:
         part, command, found, *overrides = sys.argv[2:]
         told = PARTS[part](load_config("quickstart", overrides), command, Path(found))
         peak = re.search(r"VmHWM:\s*(\d+)", Path("/proc/self/status").read_text())  # getrusage's may be the parent's
-        told |= {"cpu": time.process_time(), "peak_mib": int(peak[1]) / 1024 if peak else 0.0}
-        print(
-            json.dumps({name: round(value, 1) if isinstance(value, float) else value for name, value in told.items()})
-        )
+        print(json.dumps(told | {"peak_mib": int(peak[1]) >> 10 if peak else None}))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
@@ -142,7 +154,7 @@ def main() -> None:
         keys += [f"model.path={options.model}", "data.max_prompt_tokens=1024", "rollout.max_response_tokens=1024"]
         keys += [f"run.dir={options.folder}/run", "schedule.prompts_per_step=1024", *overrides]
         given = ("sft" if kind == "sft" else "train", str(options.folder / "found"), *keys)
-        print(json.dumps({kind: {part: run(part, *given) for part in ("reading", "checks")}}, indent=2), flush=True)
+        print(json.dumps({kind: {part: run(part, *given) for part in ("reading", "checks")}}), flush=True)
 
 
 if __name__ == "__main__":
