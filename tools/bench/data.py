@@ -1,6 +1,6 @@
 """Seconds and peak memory of what the start of a run does with many rows, up to the prompts of its first step.
 
-    python tools/bench/data.py FOLDER --model MODEL [--rows 860000] [--kinds jsonl parquet sft] [key=value ...]
+    python tools/bench/data.py FOLDER --model MODEL [--rows 860000] [--kind sft] [key=value ...]
 
 FOLDER gets rows of the size of NuminaMath-CoT's, unless it has them: problems of about 250 characters with a short
 answer (jsonl, parquet), or with a solution of about 900 (sft). As in a run, one process checks and hands another, which
@@ -145,11 +145,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--model", required=True)
     parser.add_argument("--rows", type=int, default=860_000)
-    parser.add_argument("--kinds", nargs="+", choices=FILES, default=list(FILES))
+    parser.add_argument("--kind", action="append", choices=FILES, help="default: all")
     options, overrides = parser.parse_known_args()
     if not (options.folder / FILES["parquet"]).exists():
         make_rows(options.rows, options.folder)
-    for kind in options.kinds:
+    for kind in options.kind or FILES:
         keys = [f"data.train={options.folder / FILES[kind]}", "data.eval=null", "data.prompt_key=problem"]
         keys += [f"model.path={options.model}", "data.max_prompt_tokens=1024", "rollout.max_response_tokens=1024"]
         keys += [f"run.dir={options.folder}/run", "schedule.prompts_per_step=1024", *overrides]
