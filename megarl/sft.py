@@ -28,7 +28,7 @@ from megarl.types import UserError
 def sft(config: Config, problems: Splits) -> None:
     """Maximise the log-likelihood of data.train's responses; prompts_per_step demonstrations a step. Collective.
 
-    `problems`: rank 0's, which gives the others the demonstrations of a step.
+    `problems`: rank 0's, which sends each rank its demonstrations of a step.
     """
     check_precision(config.model.precision)
     hf_config = read_hf_config(config.model.path)
@@ -40,7 +40,7 @@ def sft(config: Config, problems: Splits) -> None:
             log.say(f"{mesh.layout}; {chosen}")
         learner = Learner(config, SFT, hf_config, mesh)
         for step in range(config.run.steps):
-            batch = build_demonstration_batch(mesh.broadcast(chosen.at_step(step) if chosen else None))
+            batch = build_demonstration_batch(chosen.at_step(step)) if chosen else None
             with log.phase("update"):
                 updates = [(share, learner.update(share, step)) for share in learner.updates(learner.deal(batch))]
             metrics = update_metrics(SFT, updates, mesh) | memory_of_ranks(mesh)
