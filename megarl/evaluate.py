@@ -23,7 +23,7 @@ from megarl.evaluation_folder import EvaluationFolder, Row, check_continues
 from megarl.models.family import architecture, read_hf_config
 from megarl.models.find_checkpoint import find_checkpoint
 from megarl.models.hugging_face import HuggingFaceFiles
-from megarl.models.weights import hf_names
+from megarl.models.weights import manifest
 from megarl.preflight import check_data, check_machine, check_model, check_prompts, check_reward
 from megarl.processes import python_command, python_path
 from megarl.rollout.sampler import Sampler
@@ -101,7 +101,7 @@ def _sample(config: Config, prompts: PromptSet, tokenizer: object, folder: Evalu
     def weights() -> Iterator[tuple[str, Tensor]]:
         return HuggingFaceFiles(path).tensors(arch)
 
-    with Sampler(config, tokenizer, sorted(hf_names(arch)), folder) as sampler:
+    with Sampler(config, tokenizer, manifest(arch), folder) as sampler:
         sampler.pool.update_weights(weights(), version=0)
         for start in range(0, len(todo), size):
             with folder.phase("evaluate") as advance:

@@ -48,6 +48,8 @@ CHANGEABLE = (
     "rollout.enforce_eager",
     "rollout.kv_cache_gib",
     "rollout.bucket_mib",
+    "rollout.verify_every",
+    "rollout.damaged_weights",
     "rollout.stall_seconds",
     "rollout.max_logprob_difference",
     "reward.workers",

@@ -198,6 +198,17 @@ class RolloutConfig(Section):
         300, gt=0, description="an engine that is at work and silent for so long is killed and started again"
     )
     bucket_mib: int = Field(256, ge=1, description="weights travel in buckets of about this size")
+    verify_every: int = Field(
+        50,
+        ge=0,
+        description="weight updates between two checks that an engine holds what it was sent, tensor by tensor; 0: "
+        "only when it has started",
+    )
+    damaged_weights: Literal["end", "reload"] = Field(
+        "end",
+        description="where such a check fails: the run ends; or it says so, sends the weights again and goes on, "
+        "though what was sampled since the check before may come from damaged weights",
+    )
     max_logprob_difference: float | None = Field(
         None, gt=0, description="stop when mean |log-prob| differs more between engine and learner; null: by precision"
     )

@@ -5,7 +5,8 @@ The table is data. `split` and `join` are inverse: HF tensors -> one shard per t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -70,6 +71,25 @@ def weight_table(arch: Architecture, fused_norms: bool = False) -> list[Weight]:
     ]
 
 
+@dataclass(frozen=True)
+class Manifest:
+    """What every transfer of a model's weights brings, no more and no less."""
+
+    shapes: dict[str, tuple[int, ...]]  # of the Hugging Face tensors, in the order of the model's layers
+    tied: dict[str, str]  # a tensor that the model doesn't hold -> the one that it uses in its place
+
+
+def manifest(arch: Architecture) -> Manifest:
+    names, alone = (
+        [name for weight in weight_table(of) for name in weight.hf]
+        for of in (arch, replace(arch, tied_embeddings=False))
+    )
+    return Manifest(
+        {name: hf_shape(name, arch) for name in names},
+        {own: name for name, own in zip(names, alone, strict=True) if name != own},
+    )
+
+
 def hf_names(arch: Architecture) -> set[str]:
     """The tensors that a Hugging Face checkpoint of this architecture holds."""
     return {name for weight in weight_table(arch) for name in weight.hf}
@@ -110,15 +130,19 @@ def split(layout: Layout, tensors: list[Tensor], arch: Architecture, tp: int) ->
 
 
 def join(layout: Layout, shards: list[Tensor], arch: Architecture) -> list[Tensor]:
-    """The HF tensors from the shards of all tensor-parallel ranks, in rank order."""
+    """The HF tensors from the shards of all tensor-parallel ranks, in rank order; of one shard, mostly views of it."""
     if layout is Layout.REPLICATED:
         return [shards[0]]
     if layout is Layout.VOCAB:
-        return [torch.cat(shards)[: arch.vocab_size]]
+        return [_whole(shards)[: arch.vocab_size]]
     if layout is Layout.ROW:
-        return [torch.cat(shards, dim=1)]
+        return [_whole(shards, dim=1)]
     if layout is Layout.QKV:
-        groups = torch.cat(shards).unflatten(0, (arch.num_query_groups, -1))
+        groups = _whole(shards).unflatten(0, (arch.num_query_groups, -1))
         heads = arch.num_attention_heads // arch.num_query_groups
         return [t.flatten(0, 1) for t in groups.split([heads * arch.head_dim, arch.head_dim, arch.head_dim], dim=1)]
-    return [torch.cat(parts) for parts in zip(*(shard.chunk(2) for shard in shards), strict=True)]  # GATE_UP
+    return [_whole(parts) for parts in zip(*(shard.chunk(2) for shard in shards), strict=True)]  # GATE_UP
+
+
+def _whole(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)

@@ -192,6 +192,11 @@ def engine_gpus(config: Config, ranks: int | None) -> list[str]:
     return left
 
 
+def weights_dtype(config: Config) -> torch.dtype:
+    """In which an engine computes, and weights travel to it."""
+    return torch.float32 if config.model.precision == "fp32" else torch.bfloat16
+
+
 def engine_options(config: Config) -> dict[str, Any]:
     """Arguments of vllm.LLM. Weights start as dummies: the learner's first update brings the real ones."""
     on_gpu = torch.cuda.is_available()
@@ -201,7 +206,7 @@ def engine_options(config: Config) -> dict[str, Any]:
         "config_format": "hf",  # whatever else lies in the folder
         "tokenizer_mode": "hf",
         "trust_remote_code": False,
-        "dtype": "float32" if config.model.precision == "fp32" else "bfloat16",
+        "dtype": str(weights_dtype(config)).removeprefix("torch."),
         "seed": config.run.seed,
         "max_model_len": config.max_sequence_tokens,
         "max_num_seqs": config.rollout.max_sequences,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from megarl.config import Config
+from megarl.models.weights import Manifest
 from megarl.rollout.engine import Engine, EngineDied, Here, Place, engine_options, start_waves
 from megarl.rollout.hosts import Nodes
 from megarl.rollout.member import Member, State, Work
@@ -29,7 +30,7 @@ from megarl.rollout.messages import (
     Submit,
     Wake,
 )
-from megarl.rollout.transfer import WeightTransferError
+from megarl.rollout.transfer import DamagedWeights, WeightTransferError
 
 OnResponse = Callable[[int, Response], object]  # takes the place of a request and its response
 Receivers = dict[Member, Engine]  # of an update: which process of which member
@@ -40,6 +41,9 @@ BACK_OFF_SECONDS = 1.0  # before the first of them, and double before each one m
 
 class RolloutError(RuntimeError):
     """An engine failed; the message says which, why, and where its log is."""
+
+
+KINDS: list[type[RuntimeError]] = [WeightTransferError, DamagedWeights]  # of errors that an engine names
 
 
 class Fleet:
@@ -53,7 +57,7 @@ class Fleet:
         self,
         config: Config,
         log_dir: Path,
-        tensor_names: list[str],
+        manifest: Manifest,
         say: Callable[[str], object] = print,
         nodes: Nodes | None = None,
     ) -> None:
@@ -67,7 +71,7 @@ class Fleet:
         self.members = [Member(i, log_dir / f"rollout_{i}.log") for i in range(config.rollout.engines)]
         self.version: int | None = None  # of the weights served; None: none, or the last ones were refused
         self.restarts = 0
-        self._names = tensor_names
+        self._manifest = manifest
         self._homeless: list[Work] = []  # that no engine can take now
         self._numbers = itertools.count()
         self._stale_again: Future[None] = Future()  # done when an engine that was started again waits for weights
@@ -142,29 +146,32 @@ class Fleet:
 
     # Weights.
 
-    async def _tell_all(self, receivers: Receivers, command: Any) -> None:
+    async def _tell_all(self, receivers: Receivers, command: Any) -> float:
+        """How long the one that took longest worked at it."""
         asked = list(receivers.items())
-        errors = await asyncio.gather(*(self._ask(*receiver, command) for receiver in asked), return_exceptions=True)
-        for (member, _), error in zip(asked, errors, strict=True):
-            if isinstance(error, EngineDied):
-                del receivers[member]
-        for error in errors:
-            if isinstance(error, BaseException) and not isinstance(error, EngineDied):
+        replies = await asyncio.gather(*(self._ask(*receiver, command) for receiver in asked), return_exceptions=True)
+        for (member, _), reply in zip(asked, replies, strict=True):
+            if isinstance(reply, EngineDied):
+                receivers.pop(member, None)
+        for reply in replies:
+            if isinstance(reply, BaseException) and not isinstance(reply, EngineDied):
                 for member in receivers:
-                    member.state = State.STALE
-                raise error
+                    member.state, member.witnesses = State.STALE, False
+                raise reply
+        return max((reply for reply in replies if isinstance(reply, float)), default=0.0)
 
-    async def _ask(self, member: Member, engine: Engine, command: Any) -> None:
-        """Raises EngineDied, or RolloutError where the engine couldn't."""
+    async def _ask(self, member: Member, engine: Engine, command: Any) -> float:
+        """The seconds that it worked. Raises EngineDied, or RolloutError where the engine couldn't."""
         if self._broken:
             raise self._broken
         if member.engine is not engine:
             raise EngineDied
         member.reply, member.heard = asyncio.get_running_loop().create_future(), time.monotonic()
         engine.send(command)
-        if error := await member.reply:
-            kind = WeightTransferError if "WeightTransferError" in error else RolloutError
-            raise kind(member.of(error))
+        done = await member.reply
+        if done.error:
+            raise next((kind for kind in KINDS if kind.__name__ in done.error), RolloutError)(member.of(done.error))
+        return done.seconds
 
     async def _sleep(self) -> None:
         self._awake.clear()
@@ -179,11 +186,13 @@ class Fleet:
         states = states or (State.STALE, State.HEALTHY, State.SUSPECT)
         return {m: m.engine for m in self.members if m.state in states and m.engine}
 
-    async def _serve(self, receivers: Receivers) -> None:
-        """These have the current weights."""
+    async def _serve(self, receivers: Receivers, witnessed: bool) -> None:
+        """These have the current weights, verified or not."""
         for member, engine in receivers.items():
-            if member.engine is engine and member.state is State.STALE:
-                member.state = State.HEALTHY
+            if member.engine is engine:
+                member.witnesses = witnessed
+                member.verified = member.lives if witnessed else member.verified
+                member.state = State.HEALTHY if member.state is State.STALE else member.state
         homeless, self._homeless = self._homeless, []
         self._hand_out(_groups(homeless))
 
@@ -215,7 +224,7 @@ class Fleet:
         place = self._places[member.index % len(self._places)]
         try:
             engine = member.engine = await place.start(member.index, member.lives, member.log_path)
-            for command in (Start(engine_options(self.config)), AnnounceWeights(self._names)):
+            for command in (Start(engine_options(self.config)), AnnounceWeights(self._manifest)):
                 engine.send(command)
                 reply = await asyncio.wait_for(engine.receive(), START_SECONDS)
                 assert isinstance(reply, Done), f"{reply} before {command} is done"
@@ -258,9 +267,9 @@ class Fleet:
         if member.state is State.SUSPECT:
             member.state = State.HEALTHY
         match message:
-            case Done(error):
+            case Done():
                 assert member.reply, "an answer to no question"
-                member.reply.set_result(error)
+                member.reply.set_result(message)
                 member.reply = None
             case Finished(responses, busy):
                 member.busy, member.deaths = member.busy_before + busy, 0
@@ -278,6 +287,7 @@ class Fleet:
         assert member.engine
         member.engine.kill()
         member.engine, member.state, member.busy_before = None, State.STARTING, member.busy
+        member.witnesses = False
         owed, member.work = list(member.work.values()), {}
         member.last_words = member.of(cause)
         if member.reply:

@@ -8,7 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from megarl.rollout.engine import Engine
-from megarl.rollout.messages import Request, Response, Sampling
+from megarl.rollout.messages import Done, Request, Response, Sampling
 
 
 class State(StrEnum):
@@ -40,7 +40,9 @@ class Member:
     state: State = State.STARTING
     engine: Engine | None = None
     work: dict[int, Work] = field(default_factory=dict)  # given to it and not answered
-    reply: asyncio.Future[str | None] | None = None  # to a command: the error, if any
+    reply: asyncio.Future[Done] | None = None  # to a command
+    witnesses: bool = False  # what it holds can be verified
+    verified: int = 0  # the last of its processes whose weights were
     heard: float = 0.0  # when it last said something, or was given something after it owed nothing
     tokens: int = 0  # of its unfinished responses, when it last told
     busy: float = 0.0  # seconds of generation, of all its processes

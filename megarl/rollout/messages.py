@@ -1,8 +1,8 @@
 """What travels between the trainer and an engine's process.
 
-To the engine go Start, AnnounceWeights, StartUpdate, LoadBucket, FinishUpdate, Sleep and Wake, each answered by a Done
-before the next is sent, and at any time Submit and Abort, which have no answer of their own. From it come Done,
-Refused, Finished and Progress; when it can't go on, Broken, its last words.
+To the engine go Start, AnnounceWeights, StartUpdate, LoadBucket, FinishUpdate, VerifyWeights, Sleep and Wake, each
+answered by a Done before the next is sent, and at any time Submit and Abort, which have no answer of their own. From it
+come Done, Refused, Finished and Progress; when it can't go on, Broken, its last words.
 
 To the host of another node go Launch and Kill; from it comes Ended.
 """
@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from megarl.models.weights import Manifest
 
 FIRST = -1  # the `due` of a request that goes before all training steps
 
@@ -53,9 +55,9 @@ class Start:
 
 @dataclass(frozen=True)
 class AnnounceWeights:
-    """The names of all tensors that every update brings."""
+    """What every update brings."""
 
-    names: list[str]
+    manifest: Manifest
 
 
 @dataclass(frozen=True)
@@ -63,22 +65,34 @@ class StartUpdate:
     """Get ready for new weights, once every response that is being generated is finished or has grown by `patience`
     tokens since the last update; without patience, once they are finished. No other is begun meanwhile."""
 
+    update: int  # its number; those of later updates are higher
     patience: int | None = None
+    witnessed: bool = False  # what it brings is remembered, to be verified
 
 
 @dataclass(frozen=True)
 class LoadBucket:
-    """Load a bucketful of weights, as `Bucket.message` describes it."""
+    """Load a bucketful of weights, as `Bucket.pack` describes it, in its turn."""
 
+    update: int
+    index: int  # of the update's buckets
     bucket: dict[str, Any]
     content: np.ndarray | None  # u8[size], where the engine doesn't share the memory that it lies in
 
 
 @dataclass(frozen=True)
 class FinishUpdate:
-    """Serve the new weights; what is being generated goes on with them, its tokens so far computed anew."""
+    """Serve the new weights, if all so many buckets are there; what is being generated goes on with them, its tokens
+    so far computed anew."""
 
+    update: int
+    buckets: int
     version: int
+
+
+@dataclass(frozen=True)
+class VerifyWeights:
+    """Compare what is held with what the last update brought, which was witnessed. Where it differs, serve nothing."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +127,7 @@ class Done:
     """The last command was carried out, or why it was not."""
 
     error: str | None = None
+    seconds: float = 0.0  # that the engine worked at it
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 from megarl.config import Config, RewardConfig
 from megarl.data.prompts import stable_hash
+from megarl.models.weights import Manifest
 from megarl.processes import cores
 from megarl.rewards.alarm import Alarm, nothing_to_reward
 from megarl.rewards.pool import RewardPool, worker_count
@@ -34,10 +35,10 @@ class Sampler:
     """The rollout engines and the verifier."""
 
     def __init__(
-        self, config: Config, tokenizer: Any, tensor_names: list[str], log: Log, nodes: Nodes | None = None
+        self, config: Config, tokenizer: Any, manifest: Manifest, log: Log, nodes: Nodes | None = None
     ) -> None:
         self.config, self.log = config, log
-        self.pool = RolloutPool(config, log.folder / "logs", tensor_names, log.say, nodes)
+        self.pool = RolloutPool(config, log.folder / "logs", manifest, log.say, nodes)
         self.rewards, self.alarm = reward_pool(config.reward), Alarm()
         self.grader = Grader(Reader(config, tokenizer), self.rewards)
         self._has_sampled = False  # for training

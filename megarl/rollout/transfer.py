@@ -1,13 +1,14 @@
 """Weight transfer through shared memory, as a backend of vLLM's own weight-transfer lifecycle.
 
 The sender (`Bucket`) fills a shared-memory file with tensors; the engine side (`SharedMemoryTransfer`, made known to
-vLLM by `register`) checks what arrived against its checksum, loads it, and at the end refuses an update
-in which any parameter is missing. vLLM is imported only where its engine runs.
+vLLM by `register`) checks that what arrived is what was packed, next in turn and of this update, loads it, and at the
+end refuses an update in which any bucket, tensor or parameter is missing. vLLM is imported only where its engine runs.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -18,10 +19,16 @@ from torch import Tensor
 
 BACKEND = "megarl_shared_memory"
 WORKER_EXTENSION = "megarl.rollout.vllm_worker.Extension"
+Message = dict[str, Any]  # what the engine needs to read a bucketful
+Tensors = Iterable[tuple[str, Tensor]]
 
 
 class WeightTransferError(RuntimeError):
     """The engine refused weights: it serves nothing until a complete update succeeds."""
+
+
+class DamagedWeights(WeightTransferError):
+    """The engine doesn't hold what was loaded into it."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class SharedMemory:
     def grow(self, size: int) -> None:
         """To at least so many bytes."""
         if size > self.size:
+            os.ftruncate(self._descriptor, size)  # torch, which can do it too, then clears the first byte
             self.data = map_file(self.path, size)
 
     def close(self) -> None:
@@ -56,50 +64,55 @@ class SharedMemory:
 
 
 class Bucket:
-    """Shared memory that tensors are packed into, one bucketful after another."""
+    """Shared memory that tensors are packed into, one bucketful after another; as `dtype`, or as they are."""
 
-    def __init__(self, capacity: int) -> None:
-        self.memory = SharedMemory()
-        self.memory.grow(capacity)
-        self.clear()
+    def __init__(self, dtype: torch.dtype | None = None) -> None:
+        self.memory, self._dtype = SharedMemory(), dtype
 
-    def add(self, name: str, tensor: Tensor) -> bool:
-        """Pack a tensor; False when it has to wait for the next bucket. One larger than a bucket gets a larger one."""
-        data = tensor.detach().contiguous().view(-1).view(torch.uint8)
-        if self._end + data.numel() > self.memory.size:
-            if self.entries:
-                return False
-            self.memory.grow(data.numel())
-        self.memory.data[self._end : self._end + data.numel()].copy_(data)
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        self.entries.append(Entry(name, dtype, list(tensor.shape), self._end))
-        self._end += -(-data.numel() // 64) * 64  # aligned
-        return True
-
-    @property
-    def content(self) -> Tensor:
-        """u8[size], of this bucketful."""
-        return self.memory.data[: self._end]
-
-    def message(self, last: bool) -> dict[str, Any]:
-        """What the engine needs to read this bucketful; after the `last` one it checks that nothing is missing."""
+    def pack(self, tensors: Tensors) -> Message | None:
+        """Replace what is in it by these; None where there are none."""
+        entries, end = [], 0
+        for name, tensor in tensors:
+            dtype = self._dtype or tensor.dtype
+            size = tensor.numel() * dtype.itemsize
+            self.memory.grow(end + size)
+            self.memory.data[end : end + size].view(dtype).view(tensor.shape).copy_(tensor.detach())
+            entries.append(Entry(name, str(dtype).removeprefix("torch."), list(tensor.shape), end))
+            end += -(-size // 64) * 64  # aligned
+        if not entries:
+            return None
+        self.memory.grow(end)
         return {
             "path": self.memory.path,
-            "size": self.content.numel(),
-            "checksum": checksum(self.content),
-            "entries": [asdict(entry) for entry in self.entries],
-            "last": last,
+            "size": end,
+            "checksum": checksum(self.memory.data[:end]),
+            "entries": [asdict(entry) for entry in entries],
         }
-
-    def clear(self) -> None:
-        self.entries: list[Entry] = []
-        self._end = 0
 
     def close(self) -> None:
         self.memory.close()
 
 
-def land(message: dict[str, Any], content: np.ndarray, memory: SharedMemory) -> dict[str, Any]:
+def bucketfuls(tensors: Tensors, size: int) -> Iterator[list[tuple[str, Tensor]]]:
+    """Together not more than so many bytes, unless a single one is."""
+    full: list[tuple[str, Tensor]] = []
+    held = 0
+    for name, tensor in tensors:
+        if full and held + tensor.nbytes > size:
+            yield full
+            full, held = [], 0
+        full.append((name, tensor))
+        held += tensor.nbytes
+    if full:
+        yield full
+
+
+def content(message: Message) -> np.ndarray:
+    """u8[size], the bucketful, for who shares the memory that it lies in."""
+    return map_file(message["path"], message["size"]).numpy()
+
+
+def land(message: Message, content: np.ndarray, memory: SharedMemory) -> Message:
     """The message for an engine that finds the content, which came by another way, in this memory."""
     memory.grow(content.size)
     memory.data[: content.size] = torch.from_numpy(content)

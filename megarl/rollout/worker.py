@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import asdict
 from heapq import heappop, heappush
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from megarl.memory import give_back
+from megarl.models.weights import Manifest
 from megarl.phases import phase
 from megarl.rollout.messages import (
     Abort,
@@ -39,9 +41,10 @@ from megarl.rollout.messages import (
     Start,
     StartUpdate,
     Submit,
+    VerifyWeights,
     Wake,
 )
-from megarl.rollout.transfer import SharedMemory, land, register
+from megarl.rollout.transfer import DamagedWeights, SharedMemory, land, register
 
 PR_SET_PDEATHSIG = 1
 PROGRESS_SECONDS = 1.0
@@ -74,17 +77,20 @@ class Engine:
         """Whether nothing keeps the update that was asked for from starting."""
         return self.update is not None and self.version is not None and not any(map(self._holds, self._running))
 
-    def announce_weights(self, names: list[str]) -> None:
-        self.llm.init_weight_transfer_engine({"init_info": {"names": names}})
+    def announce_weights(self, manifest: Manifest) -> None:
+        self.llm.init_weight_transfer_engine({"init_info": asdict(manifest)})
 
     def start_update(self) -> None:
+        assert self.update
         self.version = None
+        self.llm.collective_rpc("expect_update", args=(self.update.update, self.update.witnessed))
         self.llm.start_weight_update()
 
-    def load_bucket(self, message: dict[str, Any]) -> None:
-        self.llm.update_weights({"update_info": message})
+    def load_bucket(self, bucket: dict[str, Any], update: int, index: int) -> None:
+        self.llm.update_weights({"update_info": bucket | {"update": update, "index": index}})
 
-    def finish_update(self, version: int) -> None:
+    def finish_update(self, update: int, buckets: int, version: int) -> None:
+        self.llm.update_weights({"update_info": {"update": update, "buckets": buckets}})
         self.llm.finish_weight_update()
         # What is running is computed anew, or its next tokens would come from keys and values of the old weights.
         self.llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
@@ -94,6 +100,14 @@ class Engine:
             else:
                 changes[-1] = (tokens, version)
         self.version, self.update = version, None
+
+    def verify_weights(self) -> None:
+        """Raises DamagedWeights."""
+        workers: list[list[str]] = self.llm.collective_rpc("damaged_weights")
+        damaged = [f"{name} (worker {i})" for i, names in enumerate(workers) for name in names]
+        if damaged:
+            self.version = None
+            raise DamagedWeights(f"{len(damaged)} tensors are not as they were sent: {', '.join(damaged[:8])}")
 
     def sleep(self) -> None:
         if self._running or self._waiting:
@@ -234,18 +248,20 @@ class Worker:
                 engine.submit(requests, sampling)
             case Abort(numbers):
                 engine.abort(set(numbers))
-            case AnnounceWeights(names):
-                self._carry_out(lambda: engine.announce_weights(names))
+            case AnnounceWeights(manifest):
+                self._carry_out(lambda: engine.announce_weights(manifest))
             case StartUpdate():
                 engine.update = message
                 if engine.version is None:  # nothing is being generated
                     self._carry_out(engine.start_update)
-            case LoadBucket(bucket, content):
+            case LoadBucket(update, index, bucket, content):
                 if content is not None:
                     bucket = land(bucket, content, self._memory)
-                self._carry_out(lambda: engine.load_bucket(bucket))
-            case FinishUpdate(version):
-                self._carry_out(lambda: engine.finish_update(version))
+                self._carry_out(lambda: engine.load_bucket(bucket, update, index), trims=False)
+            case FinishUpdate(update, buckets, version):
+                self._carry_out(lambda: engine.finish_update(update, buckets, version))
+            case VerifyWeights():
+                self._carry_out(engine.verify_weights)
             case Sleep():
                 self._carry_out(engine.sleep)
             case Wake(for_weights):
@@ -254,14 +270,16 @@ class Worker:
     def _start(self, options: dict[str, Any]) -> None:
         self._engine = Engine(options)
 
-    def _carry_out(self, command: Callable[[], None]) -> None:
+    def _carry_out(self, command: Callable[[], None], trims: bool = True) -> None:
+        """And give back what memory it took, unless the next command takes the same again."""
+        began, reason = time.monotonic(), None
         try:
             command()
         except Exception as error:  # reported to the trainer, which decides
-            self._send(Done(told(error)))
-        else:
-            self._send(Done())
-        give_back()
+            reason = told(error)
+        self._send(Done(reason, time.monotonic() - began))
+        if trims:
+            give_back()
 
     def _send(self, message: Any) -> None:
         self._connection.send(message)

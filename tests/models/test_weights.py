@@ -7,7 +7,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
 from megarl.models.family import Architecture, architecture
-from megarl.models.weights import Layout, hf_names, hf_shape, join, split, weight_table
+from megarl.models.weights import Layout, hf_names, hf_shape, join, manifest, split, weight_table
 
 QWEN2 = Architecture(
     num_layers=3,
@@ -141,6 +141,13 @@ def test_names_and_shapes_are_those_of_transformers(family, fields, tied):
     if tied:
         del state["lm_head.weight"]
     assert {name: hf_shape(name, arch) for name in hf_names(arch)} == state
+
+
+@pytest.mark.parametrize("arch", [QWEN2, LLAMA])
+def test_the_manifest_names_what_is_sent_and_what_stands_in_for_what_is_not(arch):
+    made = manifest(arch)
+    assert made.shapes == {name: hf_shape(name, arch) for name in hf_names(arch)}
+    assert made.tied == ({"lm_head.weight": "model.embed_tokens.weight"} if arch.tied_embeddings else {})
 
 
 @pytest.mark.parametrize("arch", [QWEN2, LLAMA])

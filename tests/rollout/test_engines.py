@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from dealing import learn, score
+from faults import FAULTS
 from safetensors.torch import save_file
 
 from megarl.config import parse_config
+from megarl.models.weights import manifest
 from megarl.rollout.messages import Request, Sampling
 from megarl.rollout.pool import RolloutError, RolloutPool
 from megarl.rollout.transfer import WeightTransferError
@@ -59,8 +61,7 @@ def learner(config):
 
 @pytest.fixture(scope="module")
 def pool(config, learner, tmp_path_factory):
-    names = [name for name, _ in learner.hf_weights()]
-    with RolloutPool(config, tmp_path_factory.mktemp("logs"), names) as pool:
+    with RolloutPool(config, tmp_path_factory.mktemp("logs"), manifest(learner.arch)) as pool:
         yield pool
 
 
@@ -159,30 +160,55 @@ def test_equal_seeds_give_equal_samples_and_other_seeds_others(pool, learner):
     )
 
 
-def test_a_corrupted_bucket_is_refused_and_nothing_is_served_until_a_complete_update(pool, learner, a_flipped_byte):
-    with a_flipped_byte(), pytest.raises(WeightTransferError, match="corrupted"):
-        pool.update_weights(learner.hf_weights(), 7)
+def check_recovery(pool, learner, weights, version):
+    """Nothing is served; then complete weights are taken, and are the learner's."""
     with pytest.raises(RolloutError, match="no complete weights"):
         responses(pool)
-    pool.update_weights(learner.hf_weights(), 8)
-    assert (responses(pool)[1][0].weight_versions == 8).all()
-
-
-def test_a_missing_tensor_is_refused_by_name(pool, learner):
-    kept = [(name, tensor) for name, tensor in learner.hf_weights() if name != "model.norm.weight"]
-    with pytest.raises(WeightTransferError, match=r"model\.norm\.weight"):
-        pool.update_weights(kept, 9)
-    pool.update_weights(learner.hf_weights(), 10)
+    pool.update_weights(weights, version)
     requests, answers = responses(pool)
+    assert all((answer.weight_versions == version).all() for answer in answers)
     batch = batch_of(requests, answers)
     scores, _ = score(learner, batch)
     by_vllm = torch.from_numpy(np.concatenate([answer.logprobs for answer in answers]))
     assert (scores[batch.mask > 0] - by_vllm).abs().max() < 1e-4
 
 
-def test_an_unannounced_tensor_is_refused_by_name(pool, learner):
-    with pytest.raises(WeightTransferError, match="stranger"):
-        pool.update_weights([("stranger", torch.zeros(3))], 11)
+def cut_in_layers(learner):
+    """Its weights in two buckets, the first of which leaves layers unfinished."""
+    return sorted(learner.hf_weights(), key=lambda item: item[0].endswith(("k_proj.weight", "up_proj.weight")))
+
+
+def test_a_corrupted_bucket_is_refused_and_nothing_is_served_until_a_complete_update(pool, learner, a_flipped_byte):
+    with a_flipped_byte(), pytest.raises(WeightTransferError, match=r"bucket 0 of update \d+ \(.* corrupted"):
+        pool.update_weights(learner.hf_weights(), 7)
+    check_recovery(pool, learner, learner.hf_weights(), 8)
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bucket_that_is_lost_or_repeated_or_late_or_old_is_refused_by_name(pool, learner, in_transit, fault):
+    change, said = FAULTS[fault]
+    with in_transit(change), pytest.raises(WeightTransferError, match=said):
+        pool.update_weights(cut_in_layers(learner), 7)
+    check_recovery(pool, learner, cut_in_layers(learner), 8)
+
+
+def test_a_missing_tensor_is_refused_by_name(pool, learner):
+    kept = [(name, tensor) for name, tensor in learner.hf_weights() if name != "model.norm.weight"]
+    with pytest.raises(WeightTransferError, match=r"model\.norm\.weight"):
+        pool.update_weights(kept, 9)
+    check_recovery(pool, learner, learner.hf_weights(), 10)
+
+
+def test_a_tensor_that_was_not_announced_so_is_refused_by_name(pool, learner):
+    for name, tensor, said in (
+        ("stranger", torch.zeros(3), "never announced: stranger"),
+        ("model.norm.weight", torch.zeros(3), r"model\.norm\.weight was announced as \[128\] and arrived as \[3\]"),
+    ):
+        with pytest.raises(WeightTransferError, match=said):
+            pool.update_weights([(name, tensor)], 11)
+    twice = [*learner.hf_weights(), *list(learner.hf_weights())[:1]]
+    with pytest.raises(WeightTransferError, match="model.embed_tokens.weight arrived twice"):
+        pool.update_weights(twice, 11)
     pool.update_weights(learner.hf_weights(), 12)
 
 

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from faults import FAULTS
 
 from megarl.config import parse_config
 from megarl.models.family import architecture, read_hf_config
 from megarl.models.hugging_face import HuggingFaceFiles
-from megarl.models.weights import hf_names
+from megarl.models.weights import manifest
 from megarl.rollout.hosts import Host, Nodes
+from megarl.rollout.member import State
 from megarl.rollout.messages import Request, Sampling
 from megarl.rollout.pool import RolloutPool
 from megarl.rollout.transfer import WeightTransferError
@@ -58,7 +60,7 @@ def nodes(config, said):
 
 @pytest.fixture(scope="module")
 def pool(config, nodes, arch, said, tmp_path_factory):
-    with RolloutPool(config, tmp_path_factory.mktemp("logs"), sorted(hf_names(arch)), said.append, nodes) as pool:
+    with RolloutPool(config, tmp_path_factory.mktemp("logs"), manifest(arch), said.append, nodes) as pool:
         yield pool
 
 
@@ -104,11 +106,26 @@ def test_an_engine_on_another_node_answers_bit_for_bit_as_one_on_this(pool, weig
     assert max(bytes_of_weights(worker(1))) > 0 == max(bytes_of_weights(worker(0))), "weights came by the wrong way"
 
 
+def update_remote(pool, weights, version):
+    pool.members[1].state = State.STALE
+    pool.update_weights(weights(), version, only_stale=True)
+
+
 def test_weights_that_arrive_corrupted_on_another_node_are_refused(pool, weights, a_flipped_byte):
-    with a_flipped_byte(), pytest.raises(WeightTransferError, match="corrupted"):
-        pool.update_weights(weights(), 1)
+    with a_flipped_byte(), pytest.raises(WeightTransferError, match=r"engine 1: .*corrupted"):
+        update_remote(pool, weights, 1)
     pool.update_weights(weights(), 2)
     assert (responses(pool, on=1)[0].weight_versions == 2).all()
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_bucket_that_goes_wrong_on_its_way_to_another_node_is_refused(pool, weights, in_transit, fault):
+    change, said = FAULTS[fault]
+    before = responses(pool, on=1)
+    with in_transit(change), pytest.raises(WeightTransferError, match=f"engine 1: .*{said}"):
+        update_remote(pool, weights, 2)
+    update_remote(pool, weights, 2)
+    assert same(responses(pool, on=1), before)
 
 
 @pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP])

@@ -7,8 +7,9 @@ import torch
 
 from megarl.config import parse_config
 from megarl.config.sections import ScheduleConfig
+from megarl.models.weights import Manifest
 from megarl.rollout.engine import engine_environment, engine_options, start_waves
-from megarl.rollout.messages import Done, Request, Sampling
+from megarl.rollout.messages import Done, Request, Sampling, StartUpdate, VerifyWeights
 from megarl.rollout.pool import RolloutPool
 from megarl.types import UserError
 
@@ -110,8 +111,44 @@ class Confused:
     close = kill
 
 
+class Obedient(Confused):
+    """An engine that does what it is told, and remembers it."""
+
+    def __init__(self):
+        super().__init__()
+        self.told = []
+
+    def send(self, message):
+        self.told.append(message)
+        super().send(message)
+
+
+@pytest.mark.parametrize(
+    ("every", "expected"),
+    [
+        (3, ["after", "before", "", "after", "before", ""]),
+        (1, ["after", *["before after"] * 3]),
+        (0, ["after", "before", ""]),
+    ],
+)
+def test_weights_are_verified_at_the_start_and_every_so_many_updates_when_they_come_and_when_they_go(
+    tmp_path, every, expected
+):
+    engine, seen = Obedient(), []
+    with RolloutPool(config_of(verify_every=every), tmp_path, Manifest({}, {}), nodes=engine) as pool:
+        pool.wait_ready()
+        for version in range(len(expected)):
+            engine.told.clear()
+            pool.update_weights([("weight", torch.zeros(1))], version)
+            (start,) = [i for i, message in enumerate(engine.told) if isinstance(message, StartUpdate)]
+            checks = [i for i, message in enumerate(engine.told) if isinstance(message, VerifyWeights)]
+            assert engine.told[start].witnessed == any(i > start for i in checks)
+            seen.append(" ".join("before" if i < start else "after" for i in checks))
+    assert seen == expected
+
+
 def test_what_nobody_foresaw_is_raised_where_it_is_waited_for(tmp_path):
-    with RolloutPool(config_of(), tmp_path, [], nodes=Confused()) as pool:
+    with RolloutPool(config_of(), tmp_path, Manifest({}, {}), nodes=Confused()) as pool:
         pool.update_weights([], 0)
         future = pool.start(pool.generate([Request([1], seed=0)], SAMPLING))
         with pytest.raises(AssertionError, match="an answer to no question"):

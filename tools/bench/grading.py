@@ -46,7 +46,7 @@ def sample(options: argparse.Namespace) -> None:
     from megarl.data.tokenizer import load_tokenizer
     from megarl.models.family import architecture, read_hf_config
     from megarl.models.hugging_face import HuggingFaceFiles
-    from megarl.models.weights import hf_names
+    from megarl.models.weights import manifest
     from megarl.rollout.messages import Request, Sampling
     from megarl.rollout.pool import RolloutPool
     from megarl.rollout.reading import Reader
@@ -64,7 +64,7 @@ def sample(options: argparse.Namespace) -> None:
     prompts = encode_prompts(config.data, [problem["problem"] for problem in problems], tokenizer)
     requests = [Request(list(p), stable_hash(i, j)) for i, p in enumerate(prompts) for j in range(options.samples)]
     arch = architecture(read_hf_config(str(options.model)))
-    with tempfile.TemporaryDirectory() as logs, RolloutPool(config, Path(logs), sorted(hf_names(arch))) as pool:
+    with tempfile.TemporaryDirectory() as logs, RolloutPool(config, Path(logs), manifest(arch)) as pool:
         pool.update_weights(HuggingFaceFiles(str(options.model)).tensors(arch), version=0)
         sampling, done = Sampling(1.0, 1.0, 0, options.max_tokens), itertools.count(1)
         responses = pool.run(pool.generate(requests, sampling, options.samples, lambda *_: print(next(done), end="\r")))

@@ -4,8 +4,6 @@ goes."""
 from __future__ import annotations
 
 import time
-from collections import defaultdict
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,43 +13,11 @@ from torch import Tensor
 from gpu.models import GPU, make_config, make_learner, only_update, random_model, score
 from gpu.report import Report
 from megarl.batch import build_demonstration_batch
-from megarl.config import Config
 from megarl.learner.agreement import LIMITS
 from megarl.models.family import architecture, read_hf_config
-from megarl.models.weights import hf_names
-from megarl.rollout.messages import FinishUpdate, LoadBucket, Request, Sampling, StartUpdate
-from megarl.rollout.pool import Receivers, RolloutPool
-
-PHASES = {StartUpdate: "prepare", LoadBucket: "load", FinishUpdate: "finish"}
-
-
-class TimedPool(RolloutPool):
-    """Adds up the seconds of a weight update by what they are spent on."""
-
-    def __init__(self, config: Config, *arguments: Any) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-        super().__init__(config, *arguments)
-
-    def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int, only_stale: bool = False) -> None:
-        self.seconds.clear()
-        began = time.monotonic()
-        super().update_weights(self._timed(tensors), version, only_stale)
-        self.seconds["pack"] = time.monotonic() - began - sum(self.seconds.values())
-
-    def _timed(self, tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-        iterator = iter(tensors)
-        while True:
-            began = time.monotonic()
-            item = next(iterator, None)
-            self.seconds["gather"] += time.monotonic() - began
-            if item is None:
-                return
-            yield item
-
-    def _tell(self, receivers: Receivers, command: Any) -> None:
-        began = time.monotonic()
-        super()._tell(receivers, command)
-        self.seconds[PHASES[type(command)]] += time.monotonic() - began
+from megarl.models.weights import manifest
+from megarl.rollout.messages import Request, Sampling
+from megarl.rollout.pool import RolloutPool
 
 
 def run(report: Report) -> None:
@@ -60,17 +26,18 @@ def run(report: Report) -> None:
     rollout = {"max_response_tokens": response, "bucket_mib": 256 if GPU else 1, "enforce_eager": True}
     options = {"rollout": rollout, "optim": {"lr": 1e-3 if GPU else 1e-2}}
     config = make_config(random_model(size, report.folder), precision, prompt, response, **options)
-    names = sorted(hf_names(architecture(read_hf_config(config.model.path))))
+    names = manifest(architecture(read_hf_config(config.model.path)))
     began = time.monotonic()
-    with TimedPool(config, report.folder / "engine", names) as pool:
+    with RolloutPool(config, report.folder / "engine", names) as pool:
         pool.wait_ready()
         report.number("engine ready", time.monotonic() - began, "s")
         learner = make_learner(config)
         for version, when in enumerate(("before an update", "after an update")):
+            started = time.monotonic()
             pool.update_weights(learner.hf_weights(), version)
-            for phase, seconds in pool.seconds.items():
-                report.number(f"weights {when}: {phase}", seconds, "s")
-            report.number(f"weights {when}: in all", sum(pool.seconds.values()), "s")
+            report.number(f"weights {when}: in all", time.monotonic() - started, "s")
+            for part, seconds in pool.clock.take().items():
+                report.number(f"weights {when}: {part}", seconds, "s")
             batch, by_engine, rate = _sample(pool, learner.arch.vocab_size, count, prompt, response)
             by_learner = score(learner, batch)[batch.mask > 0]
             report.number(f"generation {when}", rate, "tokens/s")
