@@ -110,7 +110,11 @@ class RunLog:
             give_back()
         if (used := gpu_used()) is not None:
             self._gpu[name] = used
-        self._times[name] = self._times.get(name, 0.0) + running.seconds
+        self.add_time(name, running.seconds)
+
+    def add_time(self, name: str, seconds: float) -> None:
+        """To what is recorded of a phase, or of a part of one."""
+        self._times[name] = self._times.get(name, 0.0) + seconds
 
     def take_times(self) -> Metrics:
         """Seconds of each phase since the last call, as time/<phase>, and all time since then as time/step.

@@ -20,7 +20,7 @@ from megarl.memory import memory_of_ranks
 from megarl.metrics import evaluation_metrics, sample_metrics, update_metrics
 from megarl.models.family import architecture, read_hf_config
 from megarl.models.find_checkpoint import step_of
-from megarl.models.weights import hf_names
+from megarl.models.weights import manifest
 from megarl.rollout.source import RolloutSource
 from megarl.runlog import RunLog, summary
 from megarl.types import Metrics
@@ -47,7 +47,7 @@ def train(config: Config, problems: Splits, resume: bool = False) -> None:
             mesh,
             problems,
             load_tokenizer(config.model.path),
-            sorted(hf_names(architecture(hf_config))),
+            manifest(architecture(hf_config)),
             log,
         ) as source,
     ):
@@ -57,11 +57,11 @@ def train(config: Config, problems: Splits, resume: bool = False) -> None:
 
         def sync_weights(version: int) -> None:
             with log.phase("weight_sync"):
-                source.update_weights(learner.hf_weights(), version)
+                source.update_weights(learner.weight_rounds, version)
 
         def evaluate(done: int) -> Metrics:
             with learner.at_rest():
-                groups = source.evaluate(learner.hf_weights)
+                groups = source.evaluate(learner.weight_rounds)
             log.samples(f"eval_{done:06d}", groups or [])
             return (evaluation_metrics(groups) if groups else {}) | probe_policy(config, learner, groups)
 
@@ -80,7 +80,7 @@ def train(config: Config, problems: Splits, resume: bool = False) -> None:
 
         for step in range(start, config.run.steps):
             with learner.at_rest():
-                rollout = source.next_rollout(step, learner.hf_weights)
+                rollout = source.next_rollout(step, learner.weight_rounds)
             kept = None
             if rollout:
                 credit = credit_groups(recipe, rollout.groups, config.rollout.max_response_tokens)

@@ -249,6 +249,11 @@ class Learner:
         with self._weights.back():
             yield from self._stream.tensors()
 
+    def weight_rounds(self, size: int, keepers: set[int]) -> Iterator[Iterator[tuple[str, Tensor]]]:
+        """The same tensors in rounds of about `size` bytes a keeper, on those ranks; every rank must iterate them."""
+        with self._weights.back():
+            yield from self._stream.rounds(size, keepers)
+
     def export(self, folder: Path) -> None:
         """Write the policy as a Hugging Face folder, on rank 0."""
         tensors = self.hf_weights()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, groupby, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from megarl.models.weights import Weight, join, split, weight_table
 from megarl.types import UserError
 
 BUCKET_BYTES = 256 * 2**20
+LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
+Row = tuple[Weight, torch.Size]  # of the weight table, and the shape of a shard
 
 
 def load_hf_weights(model: Any, arch: Architecture, mesh: Mesh, folder: str | Path) -> None:
@@ -47,7 +51,7 @@ def named_weights(model: Any, arch: Architecture) -> list[tuple[Weight, Tensor]]
     first_layer = model.decoder.layers[0].layer_number - 1 if len(model.decoder.layers) else 0
 
     def global_name(name: str) -> str:
-        match = re.match(r"decoder\.layers\.(\d+)\.", name)
+        match = LAYER.match(name)
         return name if match is None else f"decoder.layers.{int(match[1]) + first_layer}.{name[match.end() :]}"
 
     return [
@@ -57,84 +61,118 @@ def named_weights(model: Any, arch: Architecture) -> list[tuple[Weight, Tensor]]
     ]
 
 
+@dataclass(frozen=True)
+class _Part:
+    """Consecutive parameters of a stage: whole layers."""
+
+    first: int  # its place among the stage's
+    rows: list[Row]
+    replica: int  # the data-parallel rank that sends it
+
+
 class WeightStream:
-    """Streams the whole model, resharded, as Hugging Face tensors to rank 0.
+    """Streams the whole model, resharded, as Hugging Face tensors.
 
     `value` of each parameter is streamed: itself, or something of its shape.
 
-    Collective: every rank iterates `tensors()`; only rank 0 gets tensors. Parameters travel in buckets: one all-gather
-    over the tensor-parallel group and, from later pipeline stages, one send to rank 0.
+    Collective: every rank iterates, some get tensors. Whole layers are gathered over one tensor-parallel group to its
+    first rank, which keeps them, or sends them on to rank 0. Stages do so side by side, and so do the replicas of a
+    stage, which share its layers out.
     """
 
     def __init__(
-        self,
-        model: Any,
-        arch: Architecture,
-        mesh: Mesh,
-        bucket_bytes: int = BUCKET_BYTES,
-        value: Callable[[Tensor], Tensor] = lambda param: param.data,
+        self, model: Any, arch: Architecture, mesh: Mesh, value: Callable[[Tensor], Tensor] = lambda param: param.data
     ) -> None:
-        self.arch, self.mesh, self.bucket_bytes = arch, mesh, bucket_bytes
+        self.arch, self.mesh = arch, mesh
         self._mine = [
             (weight, value(param))
             for weight, param in named_weights(model, arch)
             # The tied copy of the last stage is the first stage's embedding again.
             if not (arch.tied_embeddings and weight.megatron == "output_layer.weight" and not mesh.is_first_stage)
         ]
-        rows = [(weight, tuple(param.shape)) for weight, param in self._mine]
-        everyone = mesh.gather((mesh.pp_rank, mesh.tp_rank, mesh.dp_rank, rows))
-        self._leaders = {pp: rank for rank, (pp, tp, dp, _) in enumerate(everyone) if tp == 0 and dp == 0}
-        self._rows = {pp: rows for pp, tp, dp, rows in everyone if tp == 0 and dp == 0}
+        rows = [(weight, value.shape) for weight, value in self._mine]
+        everyone = mesh.gather((mesh.pp_rank, mesh.dp_rank, mesh.tp_rank, rows))
+        self._leaders = {(pp, dp): rank for rank, (pp, dp, tp, _) in enumerate(everyone) if tp == 0}
+        self._rows = {pp: rows for pp, dp, tp, rows in everyone if dp == tp == 0}
         self._dtype = self._mine[0][1].dtype if self._mine else torch.float32
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """(name, tensor) for every tensor of the Hugging Face model on rank 0; nothing elsewhere."""
+        """(name, tensor) for every tensor of the Hugging Face model on rank 0, stage after stage; nothing elsewhere."""
         for stage in range(self.mesh.pp_size):
-            start = 0
-            for rows in self._buckets(self._rows[stage]):
-                shards = self._gather_to_rank0(stage, start, rows)
-                start += len(rows)
-                if shards is not None:
-                    yield from self._unpack(rows, shards)
+            for parts in self._shared_out(stage, BUCKET_BYTES, set()):
+                yield from self._tensors(stage, parts, set())
 
-    def _buckets(self, rows: list[tuple[Weight, tuple[int, ...]]]) -> Iterator[list[tuple[Weight, tuple[int, ...]]]]:
-        bucket: list[tuple[Weight, tuple[int, ...]]] = []
-        size = 0
-        for weight, shape in rows:
-            weight_bytes = torch.Size(shape).numel() * self._dtype.itemsize * self.mesh.tp_size
-            if bucket and size + weight_bytes > self.bucket_bytes:
-                yield bucket
-                bucket, size = [], 0
-            bucket.append((weight, shape))
-            size += weight_bytes
-        if bucket:
-            yield bucket
+    def rounds(self, size: int, keepers: set[int]) -> Iterator[Iterator[tuple[str, Tensor]]]:
+        """The same number on every rank: in each, about `size` bytes that this rank keeps, if it is one of the keepers,
+        else sends on to rank 0; all are to be iterated."""
+        stages = range(self.mesh.pp_size)
+        for parts in zip_longest(*(self._shared_out(stage, size, keepers) for stage in stages), fillvalue=[]):
+            pairs = zip(stages, parts, strict=True)
+            yield chain.from_iterable(self._tensors(stage, some, keepers) for stage, some in pairs)
 
-    def _gather_to_rank0(
-        self, stage: int, start: int, rows: list[tuple[Weight, tuple[int, ...]]]
-    ) -> list[Tensor] | None:
-        """The flat bucket of every tensor-parallel rank, on rank 0; None elsewhere."""
-        mesh, leader = self.mesh, self._leaders[stage]
-        length = sum(torch.Size(shape).numel() for _, shape in rows)
-        shards: list[Tensor] | None = None
-        if mesh.pp_rank == stage and mesh.dp_rank == 0:
-            flat = torch.cat([param.flatten() for _, param in self._mine[start : start + len(rows)]])
-            shards = [torch.empty_like(flat) for _ in range(mesh.tp_size)]
-            dist.all_gather(shards, flat, group=mesh.tp_group)
-        if leader != 0:
-            if mesh.rank == leader:
-                assert shards is not None
-                dist.send(torch.stack(shards), dst=0)
-            elif mesh.rank == 0:
-                received = torch.empty(mesh.tp_size, length, dtype=self._dtype, device=mesh.device)
+    def _shared_out(self, stage: int, size: int, keepers: set[int]) -> Iterator[list[_Part]]:
+        """A stage's layers, in each round a part for each of its replicas that keeps tensors, or else for the first."""
+        replicas = [dp for dp in range(self.mesh.dp_size) if self._leaders[stage, dp] in keepers] or [0]
+        parts: list[_Part] = []
+        first = 0
+        for rows in self._parts(self._rows[stage], size):
+            parts.append(_Part(first, rows, replicas[len(parts) % len(replicas)]))
+            first += len(rows)
+        for start in range(0, len(parts), len(replicas)):
+            yield parts[start : start + len(replicas)]
+
+    def _parts(self, rows: list[Row], size: int) -> Iterator[list[Row]]:
+        part: list[Row] = []
+        held = 0
+        for _, layer in groupby(rows, lambda row: _layer_of(row[0].megatron)):
+            group = list(layer)
+            group_bytes = sum(shape.numel() for _, shape in group) * self._dtype.itemsize * self.mesh.tp_size
+            if part and held + group_bytes > size:
+                yield part
+                part, held = [], 0
+            part, held = part + group, held + group_bytes
+        if part:
+            yield part
+
+    def _tensors(self, stage: int, parts: list[_Part], keepers: set[int]) -> Iterator[tuple[str, Tensor]]:
+        """Of these parts what this rank is to have."""
+        mesh = self.mesh
+        for part in parts:
+            leader = self._leaders[stage, part.replica]
+            keeper = leader if leader in keepers else 0
+            shards: list[list[Tensor]] = []
+            if (mesh.pp_rank, mesh.dp_rank) == (stage, part.replica):
+                shards = self._gather(part, leader)
+            if leader != keeper and mesh.rank == leader:
+                dist.send(torch.cat([value.flatten() for shard in shards for value in shard]), dst=keeper)
+            if leader != keeper and mesh.rank == keeper:
+                numel = sum(shape.numel() for _, shape in part.rows)
+                received = torch.empty(mesh.tp_size, numel, dtype=self._dtype, device=mesh.device)
                 dist.recv(received, src=leader)
-                shards = list(received)
-        return shards if mesh.rank == 0 else None
+                shards = [_cut(flat, part.rows) for flat in received]
+            if mesh.rank == keeper:
+                for (weight, _), of_ranks in zip(part.rows, zip(*shards, strict=True), strict=True):
+                    yield from zip(weight.hf, join(weight.layout, list(of_ranks), self.arch), strict=True)
 
-    def _unpack(self, rows: list[tuple[Weight, tuple[int, ...]]], shards: list[Tensor]) -> Iterator[tuple[str, Tensor]]:
-        offset = 0
-        for weight, shape in rows:
-            size = torch.Size(shape).numel()
-            parts = [shard[offset : offset + size].view(shape) for shard in shards]
-            offset += size
-            yield from zip(weight.hf, join(weight.layout, parts, self.arch), strict=True)
+    def _gather(self, part: _Part, leader: int) -> list[list[Tensor]]:
+        """Every tensor-parallel rank's shards of the part, on their first rank; nothing on the others."""
+        mesh = self.mesh
+        mine = [value for _, value in self._mine[part.first : part.first + len(part.rows)]]
+        if mesh.tp_size == 1:
+            return [mine]
+        flat = torch.cat([value.flatten() for value in mine])
+        gathered = [torch.empty_like(flat) for _ in range(mesh.tp_size)] if mesh.rank == leader else None
+        dist.gather(flat, gathered, dst=leader, group=mesh.tp_group)
+        return [_cut(shard, part.rows) for shard in gathered or []]
+
+
+def _layer_of(name: str) -> str:
+    """What is loaded together: a layer, or a parameter outside of all."""
+    match = LAYER.match(name)
+    return match[0] if match else name
+
+
+def _cut(flat: Tensor, rows: list[Row]) -> list[Tensor]:
+    shapes = [shape for _, shape in rows]
+    parts = flat.split([shape.numel() for shape in shapes])
+    return [part.view(shape) for part, shape in zip(parts, shapes, strict=True)]

@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import secrets
 import statistics
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
 
 from megarl.config import Config
 from megarl.data.prompts import PromptSet, Splits, load_prompts
+from megarl.models.weights import Manifest
+from megarl.rollout.clock import Clock
 from megarl.rollout.connection import Invitation
+from megarl.rollout.engine import weights_dtype
 from megarl.rollout.hosts import Host, Nodes
 from megarl.rollout.probe import sample_probe
 from megarl.rollout.rounds import sample_step
 from megarl.rollout.sampler import Sampler
+from megarl.rollout.transfer import Bucket, DamagedWeights, Message, SharedMemory, Tensors, WeightTransferError
 from megarl.runlog import RunLog
 from megarl.types import Rollout, SampleGroup, UserError
 
-Weights = Callable[[], Iterable[tuple[str, Tensor]]]  # the learner's, on rank 0; collective
+# The learner's: of about so many bytes a round for each of these ranks, which pack them; collective.
+Weights = Callable[[int, set[int]], Iterable[Tensors]]
+RESENT = 1  # times that weights are sent again which engines refuse
 
 
 class Ranks(Protocol):
@@ -51,7 +59,7 @@ class RolloutSource:
     """
 
     def __init__(
-        self, config: Config, ranks: Ranks, problems: Splits, tokenizer: Any, tensor_names: list[str], log: RunLog
+        self, config: Config, ranks: Ranks, problems: Splits, tokenizer: Any, manifest: Manifest, log: RunLog
     ) -> None:
         self.config, self.ranks, self.log = config, ranks, log
         self.sampler: Sampler | None = None
@@ -59,12 +67,14 @@ class RolloutSource:
         self._steps: dict[int, _Asked] = {}  # asked for and not learned from
         self._probe: _Asked | None = None
         self._busy = 0.0  # seconds that an engine had generated when the last step's samples were there
+        self._packers = sharing_memory(ranks)
+        self._buckets = [Bucket(weights_dtype(config)) for _ in range(2)]
         hosts = first_ranks(ranks)[: config.rollout.engines] if config.rollout.placement != "ray" else []
         nodes = None
         if ranks.rank == 0:
             self.train_prompts, self.eval_prompts = _load_prompts(config, problems, tokenizer, log)
             nodes = Nodes(config, len(hosts), log.say) if len(hosts) > 1 else None
-            self.sampler = Sampler(config, tokenizer, tensor_names, log, nodes)
+            self.sampler = Sampler(config, tokenizer, manifest, log, nodes)
         invitation: Invitation | None = ranks.broadcast(nodes and nodes.invitation)
         self._host: Host | None = None
         if invitation and ranks.rank in hosts[1:]:
@@ -78,18 +88,49 @@ class RolloutSource:
             self._sleep()
             self.ranks.barrier()
 
-    def update_weights(self, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+    def update_weights(self, weights: Weights, version: int) -> None:
         """Give the engines the learner's weights; what they sample carries `version` from now on."""
         again, self._version = version == self._version, version
-        if not self.sampler:
-            for _ in tensors:  # nothing arrives here, but iterating joins rank 0's collectives
-                raise AssertionError("weights arrive on rank 0 only")
-            return
-        sampler, prompts = self.sampler, self.train_prompts
-        sampler.pool.update_weights(tensors, version, only_stale=again)
-        if self.config.schedule.max_staleness and not again:
-            self._probe = _Asked(sampler, lambda _: sample_probe(sampler, prompts))
-            self._ask_ahead(sampler, version)
+        for attempt in range(RESENT + 1):
+            error = self.ranks.broadcast(self._send(weights, version, again))
+            if not error:
+                break
+            if attempt == RESENT or isinstance(error, DamagedWeights) and self.config.rollout.damaged_weights == "end":
+                raise error
+            self.log.say(f"{error}; all weights are sent again")
+        if self.sampler:
+            for part, seconds in self.sampler.pool.clock.take().items():
+                self.log.add_time(f"weights_{part}", seconds)
+            if self.config.schedule.max_staleness and not again:
+                sampler, prompts = self.sampler, self.train_prompts
+                self._probe = _Asked(sampler, lambda _: sample_probe(sampler, prompts))
+                self._ask_ahead(sampler, version)
+
+    def _send(self, weights: Weights, version: int, only_stale: bool) -> WeightTransferError | None:
+        """Why engines refused them, on rank 0. The other ranks pack what they keep."""
+        error, rounds = None, self._rounds(weights)
+        if self.sampler:
+            try:
+                self.sampler.pool.load(rounds, version, only_stale)
+            except WeightTransferError as refused:
+                error = refused
+        for _ in rounds:  # the other ranks' collectives go on to the end
+            pass
+        return error
+
+    def _rounds(self, weights: Weights) -> Iterator[list[Message]]:
+        """What is packed in each round, and where. A bucket is packed anew when what it held is read."""
+        pool = self.sampler and self.sampler.pool
+        clock = pool.clock if pool else Clock()
+        parts = weights(self.config.rollout.bucket_mib * 2**20, self._packers)
+        for part, bucket in zip(parts, itertools.cycle(self._buckets)):
+            with clock.during("pack"):
+                message = bucket.pack(clock.each("gather", part))
+            if pool:
+                pool.settle()
+            with clock.during("ranks"):
+                messages = self.ranks.gather(message)
+            yield [message for message in messages if message]
 
     def next_rollout(self, step: int, weights: Weights) -> Rollout | None:
         """The scored samples of a training step; `weights` are for an engine that has to be started again meanwhile."""
@@ -157,7 +198,7 @@ class RolloutSource:
         """What rank 0 has asked for, there; None elsewhere."""
         while not self.ranks.broadcast(asked and asked.is_done(advance)):
             assert self._version is not None
-            self.update_weights(weights(), self._version)
+            self.update_weights(weights, self._version)
         return asked and asked.future.result()
 
     def __enter__(self) -> RolloutSource:
@@ -168,6 +209,8 @@ class RolloutSource:
             self.sampler.close()
         if self._host:
             self._host.close(wait=error is None)
+        for bucket in self._buckets:
+            bucket.close()
 
 
 class _Asked:
@@ -204,6 +247,21 @@ def first_ranks(ranks: Ranks) -> list[int]:
     """The first rank of each node, by what the launcher calls them; rank 0 alone where it doesn't say."""
     local_ranks = ranks.gather(int(os.environ.get("LOCAL_RANK") or ranks.rank))
     return [rank for rank, local in enumerate(local_ranks) if 0 in (rank, local)]
+
+
+def sharing_memory(ranks: Ranks) -> set[int]:
+    """The ranks whose memory rank 0, and the engines of its node, can map: those that can map rank 0's."""
+    memory, secret = SharedMemory(), secrets.token_bytes(16)
+    memory.grow(len(secret))
+    memory.data.copy_(torch.frombuffer(bytearray(secret), dtype=torch.uint8))
+    path, secret = ranks.broadcast((memory.path, secret) if ranks.rank == 0 else None)
+    try:
+        shares = Path(path).read_bytes() == secret
+    except OSError:
+        shares = False
+    sharing = {rank for rank, one in enumerate(ranks.gather(shares)) if one}
+    memory.close()
+    return sharing
 
 
 def start_host(config: Config, invitation: Invitation, node: int, nodes: int) -> Host:
