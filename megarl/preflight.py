@@ -52,13 +52,15 @@ def check_machine(config: Config) -> None:
 
 
 def check_precision(config: Config) -> None:
-    """fp8 is refused without the hardware; bf16 runs anywhere, on a CPU without the instructions all too slowly."""
+    """fp8 is refused without the hardware, shared prompts where the precision's attention can't; bf16 runs anywhere, on
+    a CPU without the instructions all too slowly."""
     import torch
 
-    if config.model.precision == "fp8":  # this imports Megatron
-        from megarl.learner.model import check_precision
+    if config.model.precision == "fp8" or config.learner.share_prompts is True:  # this imports Megatron
+        from megarl.learner.model import can_share_prompts, check_precision
 
         check_precision(config.model.precision)
+        can_share_prompts(config.learner, config.model.precision)
     if config.model.precision == "bf16" and not (torch.cuda.is_available() or has_bf16_products()):
         print(
             "megarl: warning: model.precision=bf16: this CPU has no bf16 products (AMX or AVX-512), which take it up "

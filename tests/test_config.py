@@ -600,6 +600,15 @@ def test_what_staleness_contradicts_is_refused(tmp_path, text, overrides, key, f
     assert key in message and fix in message and "\n" not in message
 
 
+def test_sharing_prompts_needs_packing(tmp_path):
+    message = refusal(tmp_path, "", "learner.share_prompts=true", "learner.packing=false")
+    assert "learner.share_prompts=true" in message and "learner.packing=false; use true" in message
+    for value, expected in (("auto", "auto"), ("false", False)):
+        config = load(tmp_path, "", f"learner.share_prompts={value}", "learner.packing=false")
+        assert config.learner.share_prompts == expected
+    assert load(tmp_path, "", "learner.share_prompts=true").learner.share_prompts is True
+
+
 @pytest.mark.parametrize(
     ("text", "overrides"),
     [

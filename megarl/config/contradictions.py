@@ -41,6 +41,8 @@ def contradictions(config: Config) -> Iterator[str]:
             f"rollout.max_response_tokens{')' if sequences == 2 else ''} = "
             f"{sequences * config.max_sequence_tokens}; use at least that"
         )
+    if config.learner.share_prompts is True and not config.learner.packing:
+        yield "learner.share_prompts=true packs responses behind their prompt, but learner.packing=false; use true"
     if config.critic.head_start_steps and not recipe.needs_critic:
         yield (
             f"critic.head_start_steps={config.critic.head_start_steps}, but recipe {recipe.name} has no critic; use "

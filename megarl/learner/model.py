@@ -44,12 +44,13 @@ def token_multiple(precision: Precision) -> int:
 
 
 def can_share_prompts(learner: LearnerConfig, precision: Precision) -> bool:
-    """Whether the attention at hand lets responses share their prompt's tokens: the local one, packed. Raises UserError
-    where it is asked to and can't."""
-    can = learner.packing and not uses_transformer_engine(params_dtype(precision))
+    """Whether the attention at hand lets responses go on behind one prompt: the local one does. Raises UserError where
+    it is told to and can't."""
+    can = not uses_transformer_engine(params_dtype(precision))
     if learner.share_prompts is True and not can:
         raise UserError(
-            "learner.share_prompts=true: Transformer Engine's attention can't, nor can learner.packing=false; use auto"
+            f"learner.share_prompts=true: Transformer Engine's attention, which model.precision={precision} uses here, "
+            "keeps every response with its own prompt; use auto"
         )
     return can
 
