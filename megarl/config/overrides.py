@@ -68,9 +68,15 @@ def _read(text: str, kind: Any) -> Any:
 
 
 def _options(kind: Any) -> tuple[Any, ...]:
-    """The members of a union, without annotations, with the types of literals in place of these."""
+    """The members of a union, without annotations, with the types of literals in place of these.
+
+    Not text, where a literal may be something else too: YAML reads its texts as they are.
+    """
     if get_origin(kind) in (Union, UnionType):
         return tuple(option for part in get_args(kind) for option in _options(part))
     if get_origin(kind) is Annotated:
         return _options(get_args(kind)[0])
-    return tuple(map(type, get_args(kind))) if get_origin(kind) is Literal else (kind,)
+    if get_origin(kind) is not Literal:
+        return (kind,)
+    types = {type(value) for value in get_args(kind)}
+    return tuple(types - {str} or types)

@@ -294,7 +294,7 @@ class LearnerConfig(Section):
     pipeline_model_parallel_size: int = Field(1, ge=1)
     packing: bool = Field(True, description="pack sequences without padding; false: pad each micro-batch")
     micro_batch_tokens: int = Field(16384, ge=1, description="tokens per micro-batch (padding counts)")
-    share_prompts: bool | Literal["auto"] = Field(
+    share_prompts: Literal["auto", True, False] = Field(
         "auto",
         description="compute a prompt once for all of its responses in a micro-batch; auto: where the attention can "
         "and it saves tokens",
