@@ -3,6 +3,7 @@
 import pytest
 
 from megarl.config import RewardConfig, parse_config
+from megarl.data.prompts import load_splits
 from megarl.preflight import check_reward
 from megarl.rewards.pool import RewardPool
 from megarl.types import UserError
@@ -140,18 +141,19 @@ def config(name, **reward):
 )
 def test_a_function_that_cannot_be_used_is_refused_in_one_line_before_the_run(folder, name, words):
     with pytest.raises(UserError) as refused:
-        check_reward(config(name), "train")
+        check_reward(config(name), "train", {})
     assert words in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_a_function_that_can_be_used_is_not_refused(folder):
-    check_reward(config("grader:ends_with"), "train")
-    check_reward(config("nowhere:grade"), "sft")  # has no reward
+    check_reward(config("grader:ends_with"), "train", {})
+    check_reward(config("nowhere:grade"), "sft", {})  # has no reward
 
 
 def test_unreadable_countdown_references_are_refused_before_the_run():
+    problems = load_splits(config("countdown").data, "train")
     with pytest.raises(UserError, match=r"\(data.train\): a countdown reference is like '3, 5, 7, 8 = 24'"):
-        check_reward(config("countdown"), "train")
+        check_reward(config("countdown"), "train", problems)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 
 from megarl.config import parse_config
 from megarl.data import arithmetic
+from megarl.data.prompts import load_splits
 from megarl.models.family import architecture, read_hf_config
 from megarl.models.hugging_face import HuggingFaceFiles
 from megarl.models.weights import manifest
@@ -75,10 +76,10 @@ def source(model, precision, log):
             "rollout": {"max_response_tokens": 8, "verify_every": 1},
         }
     )
-    names = manifest(architecture(read_hf_config(str(model))))
+    names, problems = manifest(architecture(read_hf_config(str(model)))), load_splits(config.data, "train")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("megarl.rollout.engine.python_command", lambda module, fd: [sys.executable, str(WORKER), fd])
-        with RolloutSource(config, Alone(), arithmetic.tokenizer(), names, log) as source:
+        with RolloutSource(config, Alone(), problems, arithmetic.tokenizer(), names, log) as source:
             source.sampler.pool.wait_ready()
             yield source
 

@@ -24,7 +24,7 @@ def model(request):
 @pytest.fixture(scope="module")
 def results(qwen2, llama, run_ranks, tmp_path_factory):
     out = tmp_path_factory.mktemp("weights") / "results.json"
-    run_ranks(Path(__file__).with_name("weights_ranks.py"), 4, out, json.dumps(LAYOUTS), qwen2, llama)
+    run_ranks(Path(__file__).with_name("weight_stream_ranks.py"), 4, out, json.dumps(LAYOUTS), qwen2, llama)
     return json.loads(out.read_text())
 
 
