@@ -123,13 +123,13 @@ def sequence_weights(recipe: Recipe, tokens: Tensor, prompts: Tensor, max_respon
     """
     present = tokens > 0
     counted = tokens.double().clamp(min=1)
-    index = torch.unique(prompts, return_inverse=True)[1]
     answered = count_present(prompts, tokens)
     if recipe.objective == "dpo":
         weights = torch.full_like(counted, 1 / answered)
     elif recipe.aggregation == "token_mean":
         weights = torch.full_like(counted, 1 / max(int(tokens.sum()), 1))
     elif recipe.aggregation == "prompt_mean_token_mean":
+        index = torch.unique(prompts, return_inverse=True)[1]
         weights = 1 / answered / sequence_sum(tokens.double(), index).clamp(min=1)
     else:
         weights = torch.full_like(counted, 1 / max(int(present.sum()), 1))

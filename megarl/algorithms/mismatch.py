@@ -47,30 +47,30 @@ def mismatch_weights(
     return mask
 
 
-def add_mismatch(sums: Sums, logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor, name: str = "mismatch") -> None:
+def add_mismatch(sums: Sums, logprobs: Tensor, rollout_logprobs: Tensor, mask: Tensor) -> None:
     """What `mismatch_metrics` are made of: log-probs by learner and engine of the same tokens, all [T]."""
     response = (mask > 0).nonzero().flatten()
     log_ratio = logprobs[response].double() - rollout_logprobs[response].double()
     ratio = log_ratio.exp()
-    sums.add(f"{name}/difference", log_ratio.abs(), quantiles=True)
-    sums.add(f"{name}/ratio", ratio)
-    sums.add(f"{name}/k3", ratio - 1 - log_ratio)
+    sums.add("mismatch/difference", log_ratio.abs(), quantiles=True)
+    sums.add("mismatch/ratio", ratio)
+    sums.add("mismatch/k3", ratio - 1 - log_ratio)
 
 
-def mismatch_metrics(sums: Sums, name: str = "mismatch") -> Metrics:
+def mismatch_metrics(sums: Sums) -> Metrics:
     """How far the engine's log-probs are from the learner's, on the same tokens under the same weights.
 
     p99 up to sums.QUANTILE_ERROR. Effective sample size is that of the weights exp(learner - engine), as a fraction; 1
     is perfect agreement.
     """
-    difference, ratio = f"{name}/difference", f"{name}/ratio"
+    difference, ratio = "mismatch/difference", "mismatch/ratio"
     if difference not in sums:
         return {}
     return {
         "mismatch/mean": sums.mean(difference),
         "mismatch/p99": sums.quantile(difference, 0.99),
         "mismatch/max": sums.max(difference),
-        "mismatch/k3": sums.mean(f"{name}/k3"),
+        "mismatch/k3": sums.mean("mismatch/k3"),
         "mismatch/effective_sample_size": sums.total(ratio) ** 2 / sums.squares(ratio) / sums.count(ratio),
     }
 

@@ -48,16 +48,18 @@ def step_agreement(
             return {}
         batch, logprobs = updates[0][0].batch, updates[0][1].logprobs
     assert logprobs is not None and batch.rollout_logprobs is not None and batch.weight_versions is not None
-    sums, given = Sums(ranks), (logprobs, batch.rollout_logprobs)
-    add_mismatch(sums, *given, batch.mask)
-    lags = range(config.schedule.max_staleness + 1)
-    for k in lags if config.schedule.max_staleness else ():
-        add_mismatch(sums, *given, batch.mask * (step - batch.weight_versions == k), f"lag_{k}")
+    sums = Sums(ranks)
+    add_mismatch(sums, logprobs, batch.rollout_logprobs, batch.mask)
+    most = config.schedule.max_staleness
+    lags = range(most + 1) if most else ()
+    for k in lags:
+        chosen = (batch.mask > 0) & (step - batch.weight_versions == k)
+        sums.add(f"lag_{k}", (logprobs - batch.rollout_logprobs)[chosen].abs())
     metrics = mismatch_metrics(sums.reduce())
-    present = [k for k in lags if f"lag_{k}/difference" in sums]
-    if present in ([], [0]):
+    by_lag = {k: sums.mean(f"lag_{k}") for k in lags if f"lag_{k}" in sums}
+    if by_lag.keys() <= {0}:
         return check_agreement(config, metrics)
-    return metrics | {f"mismatch/lag_{k}": sums.mean(f"lag_{k}/difference") for k in present}
+    return metrics | {f"mismatch/lag_{k}": mean for k, mean in by_lag.items()}
 
 
 def probe_agreement(config: Config, learner: Learner, rollout: Rollout | None) -> Metrics:

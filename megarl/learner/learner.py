@@ -98,7 +98,7 @@ class Learner:
 
     @contextmanager
     def at_rest(self) -> Iterator[None]:
-        """Lend what learner.offload names while the block runs, in which the learner does no more than `hf_weights`."""
+        """Lend what learner.offload names while the block runs, in which the learner only hands out its weights."""
         what, trainables = self.config.learner.offload, list(self.trainables.values())
         if what != "none":
             self._updating = Offload(

@@ -70,6 +70,7 @@ def random_llama(folder: Path) -> Path:
 def measure(options: argparse.Namespace, overrides: list[str]) -> None:
     """On every rank."""
     from megarl.config import parse_config
+    from megarl.data.prompts import load_splits
     from megarl.data.tokenizer import load_tokenizer
     from megarl.learner.mesh import Mesh
     from megarl.learner.model import build_model, transformer_config
@@ -93,7 +94,8 @@ def measure(options: argparse.Namespace, overrides: list[str]) -> None:
     model = build_model(hf_config, transformer_config(hf_config, config.learner, config.model.precision), mesh)
     load_hf_weights(model, arch, mesh, options.model)
     stream, log, updates = WeightStream(model, arch, mesh), Log(), []
-    with RolloutSource(config, mesh, load_tokenizer(options.model), manifest(arch), log) as source:  # type: ignore[arg-type]
+    problems = load_splits(config.data, "train")
+    with RolloutSource(config, mesh, problems, load_tokenizer(options.model), manifest(arch), log) as source:  # type: ignore[arg-type]
         if source.sampler:
             source.sampler.pool.wait_ready()
         for version in range(options.repeats + 2):
